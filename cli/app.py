@@ -10,11 +10,12 @@ import traceback
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from semiseg.errors import SemisegError
+from semiseg.renamed_keys import RenamedKeyWarning
 from semiseg.system.terminal import replace_unencodable_characters
 
 # command -> one line of help. `semiseg --help` is made from this table alone, so that it needs neither torch nor a web
@@ -37,6 +38,7 @@ COMMANDS = {
     "bench": "Measure time and memory of inference here, beside MONAI's and nnU-Net's sliding windows.",
     "doctor": "Report what this machine can run, and check a bundle.",
 }
+_SHOWN_WARNINGS: set[str] = set()
 GROUPS = ("data", "bench", "gateway", "label")  # commands with subcommands of their own
 
 # Which extra of pyproject.toml brings a module that a command may find missing.
@@ -140,13 +142,24 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _keep_libraries_quiet() -> None:
-    """Leave out what libraries warn of: it is for their programmers, and may quote a patient.
+    """Hide the warnings of libraries: they are for programmers, and may quote a patient.
 
-    What a person has to know of a scan is a remark. ``-W``, ``PYTHONWARNINGS`` and ``--debug`` still show warnings.
+    Former names in users' files are still reported, in a line each. ``-W``, ``PYTHONWARNINGS`` and ``--debug`` show all
+    warnings.
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", RenamedKeyWarning)
+        warnings.showwarning = _show_renamed_key
     logging.lastResort = logging.NullHandler()  # None would print that there is no handler
+
+
+def _show_renamed_key(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    """Print a warning as a line for the user, once."""
+    line = f"semiseg: {message}\n"
+    if line not in _SHOWN_WARNINGS:
+        _SHOWN_WARNINGS.add(line)
+        sys.stderr.write(line)
 
 
 def extra_providing(module: str | None) -> str | None:

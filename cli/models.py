@@ -27,7 +27,7 @@ def open_model(
         path: Bundle, or run (a folder with ``run.json``), which needs torch.
         settings: Options of the sliding window; by default those of the model.
         threads: CPU threads of the network; all by default.
-        precision: Precision of the bundle's graph; by default the fastest that the export proved and this machine runs.
+        precision: Precision of the bundle's graph; by default the fastest verified one that this machine runs.
 
     Raises:
         BundleError: The path is no bundle or run, or it is incomplete or altered.

@@ -52,7 +52,7 @@ SECTIONS = frozenset(("Args:", "Attributes:", "Keyword Args:", "Raises:", "Retur
 NAMED = frozenset(("Args:", "Attributes:", "Keyword Args:", "Raises:"))
 """Sections whose entries have a name before a colon."""
 
-ENTRY = re.compile(r"^ {4}(?P<name>[\w*`.,\[\] ]+?(?: \([^)]*\))?): (?P<text>\S.*)$")
+ENTRY = re.compile(r"^ {4}(?P<name>[\w*`][\w*`.,\[\] ]*?(?: \([^)]*\))?): (?P<text>\S.*)$")
 HELP = frozenset(("help", "description"))
 """Keyword arguments whose text a user reads."""
 

@@ -1,4 +1,4 @@
-"""From a training run to a bundle: the 2D teacher stays behind, the small 3D network leaves as ONNX, with proof."""
+"""Export of a training run's 3D network to a bundle of ONNX graphs that are compared with the trained network."""
 
-# What semiseg.own_packages tells its packages from others of the same name by.
+# semiseg.own_packages recognises the packages of this project by this name.
 PART_OF = "semiseg"

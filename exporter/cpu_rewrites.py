@@ -1,13 +1,13 @@
-"""The same network written so that processors are fast at it: two layers, replaced by others that compute the same.
+"""Replacement of two kinds of layers by equivalent ones for which inference engines have fast code on CPUs.
 
-An inference engine keeps the channels of a voxel side by side. Two layers of 3D networks make it leave that order, or
-find no fast code at all:
+Inference engines store the channels of a voxel contiguously. Two layers of 3D networks break this order or have no fast
+implementation:
 
 - Group normalisation is exported as a normalisation over a reshaped tensor, and each reshape reorders the whole tensor.
-  Written with the mean and variance of each channel, which are then put together per group, nothing is reordered.
-- A transposed convolution with a stride is run in float32 even between 8-bit layers. As a convolution that computes all
-  of a voxel's children as channels, which are then spread out (sub-pixel convolution: Shi et al. 2016, "Is the
-  deconvolution layer the same as a convolutional layer?"), it is an 8-bit one.
+  Computed from the mean and variance of each channel, which are combined per group, it reorders nothing.
+- A strided transposed convolution is run in float32 even between 8-bit layers. It becomes an 8-bit one if it is written
+  as a convolution that computes all of a voxel's children as channels, which are then rearranged in space (sub-pixel
+  convolution: Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?").
 """
 
 from __future__ import annotations
@@ -26,26 +26,29 @@ SPACE = (2, 3, 4)
 
 
 def replace_group_norms(network: nn.Module) -> nn.Module:
-    """A copy of ``network`` whose group normalisations do not reorder their input; itself if it has none."""
+    """Return a copy of ``network`` whose group norms do not reorder their input; ``network`` itself if it has none."""
     return _replaced(network, nn.GroupNorm, ChannelwiseGroupNorm)
 
 
 def replace_transposed_convolutions(network: nn.Module) -> nn.Module:
-    """A copy of ``network`` whose strided transposed convolutions are sub-pixel convolutions; itself if it has none."""
+    """Return a copy of ``network`` with sub-pixel convolutions in place of strided transposed convolutions.
+
+    It is ``network`` itself if it has none.
+    """
     return _replaced(network, nn.ConvTranspose3d, SubpixelConvolution, SubpixelConvolution.can_replace)
 
 
 class ChannelwiseGroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) from the mean and variance of each channel: (B, C, X, Y, Z) to the same.
+    """Group normalisation (Wu & He 2018) computed from the mean and variance of each channel of (B, C, X, Y, Z).
 
-    The variance of a group is the mean variance of its channels and the variance of their means.
+    The variance of a group is the mean variance of its channels plus the variance of their means.
     """
 
     weight: Tensor
     bias: Tensor
 
     def __init__(self, norm: nn.GroupNorm) -> None:
-        """Take over a layer's groups and parameters."""
+        """Copy a layer's groups and parameters."""
         super().__init__()
         self._shape = (1, norm.num_groups, norm.num_channels // norm.num_groups, 1, 1)
         self._eps = norm.eps
@@ -53,7 +56,7 @@ class ChannelwiseGroupNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(norm.num_channels) if norm.bias is None else norm.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """(B, C, X, Y, Z) -> (B, C, X, Y, Z)."""
         groups = (-1, *self._shape[1:])
         mean = x.mean(SPACE, keepdim=True)
         centred = x - mean
@@ -69,17 +72,17 @@ class ChannelwiseGroupNorm(nn.Module):
 
 
 class SubpixelConvolution(nn.Module):
-    """A transposed convolution as a convolution to the children of each voxel, which are then spread out.
+    """A transposed convolution as a convolution to the children of each voxel, which are then rearranged in space.
 
     Along an axis with stride s and padding p, output o = s q + r is the sum over d of input q - d times the kernel's
-    entry s d + r + p. So each of the s remainders r is a convolution over d, with its own entries of the kernel.
+    entry s d + r + p. Hence each of the s remainders r is a convolution over d with its own entries of the kernel.
     """
 
     weight: Tensor
     bias: Tensor
 
     def __init__(self, layer: nn.ConvTranspose3d) -> None:
-        """Take over a layer that :meth:`replaces` says yes to."""
+        """Copy the parameters of a layer for which :meth:`can_replace` is true."""
         super().__init__()
         kernel, self._stride, padding = layer.kernel_size, layer.stride, _three(layer.padding)
         taps = [_taps(k, s, p) for k, s, p in zip(kernel, self._stride, padding, strict=True)]
@@ -102,7 +105,10 @@ class SubpixelConvolution(nn.Module):
 
     @staticmethod
     def can_replace(layer: nn.ConvTranspose3d) -> bool:
-        """Whether a layer overlaps its neighbours, and makes exactly ``stride`` voxels of each one."""
+        """Return True if a layer is strided, without groups or dilation, and scales a volume by exactly its stride.
+
+        The kernel must differ from the stride, too, so that the outputs of neighbouring voxels overlap.
+        """
         padding, more = _three(layer.padding), _three(layer.output_padding)
         exact = all(
             k - 2 * p + o == s for k, p, o, s in zip(layer.kernel_size, padding, more, layer.stride, strict=True)
@@ -111,7 +117,7 @@ class SubpixelConvolution(nn.Module):
         return plain and exact and tuple(layer.kernel_size) != tuple(layer.stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, X, Y, Z) to (B, K, sX, sY, sZ)."""
+        """(B, C, X, Y, Z) -> (B, K, sX, sY, sZ)."""
         children = functional.conv3d(functional.pad(x, self._padding), self.weight, self.bias)
         batch, _, *shape = children.shape
         apart = children.reshape(batch, self._outputs, *self._stride, *shape).permute(0, 1, 5, 2, 6, 3, 7, 4)
@@ -120,7 +126,7 @@ class SubpixelConvolution(nn.Module):
 
 
 def _taps(kernel: int, stride: int, padding: int) -> tuple[int, int]:
-    """The smallest and the largest d for which a remainder has an entry of the kernel."""
+    """Return the smallest and the largest d for which a remainder has an entry of the kernel."""
     first = min(-((r + padding) // stride) for r in range(stride))
     return first, max((kernel - 1 - r - padding) // stride for r in range(stride))
 

@@ -1,4 +1,4 @@
-"""A smaller student for a finished run: trained by the run's network on the run's own scans, with the run's recipe."""
+"""Distillation of a finished run's network into a smaller student, on the run's own scans and with its recipe."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from trainer.plan import make_plan
 from trainer.recipe import Recipe, make_recipe
 
 CHANNEL_DIVISORS = {"small": 2, "tiny": 4}
-"""By how much the channels are divided."""
+"""Divisor of the numbers of channels, by the name of the size."""
 
 MINIMUM_CHANNELS = 4
 DEFAULT_CHANNELS = (32, 64, 128, 256)
-"""The UNet that is divided where the run's student is something else."""
+"""Channels of the UNet that is divided if the run's student is another network."""
 
 
 def distil(
@@ -37,20 +37,23 @@ def distil(
     updates: int | None = None,
     report: Callable[[int, int, dict[str, Any]], None] | None = None,
 ) -> Path:
-    """Train a smaller student from ``run``; interrupted, it goes on where it was.
+    """Train a smaller student from ``run``; an interrupted training in ``out`` is resumed.
 
     Args:
-        run: the finished run whose network teaches.
+        run: Folder of the finished run whose network is the teacher.
         to: ``small``, ``tiny``, or a recipe's ``student`` section as YAML or in a YAML file.
-        out: the new run's folder.
-        data: the dataset that the run was trained on.
-        updates: by default as many as the run had.
-        report: told of each step.
+        out: Folder of the new run.
+        data: Folder of the dataset that the run was trained on.
+        updates: Number of updates; by default as many as the run had.
+        report: Callback for each step; see :func:`trainer.loop.train`.
+
+    Returns:
+        The folder ``out``.
 
     Raises:
-        BundleError, RunError: ``run`` is not a finished run, or ``out`` holds something else.
-        InputError: ``to`` is no student; scans of the run are not in ``data``.
-        ExportError: the student is not smaller.
+        BundleError, RunError: ``run`` is not a finished run, or ``out`` is not a folder of this training.
+        InputError: ``to`` is not a student, or scans of the run are not in ``data``.
+        ExportError: The student is not smaller than the teacher.
     """
     manifest, network = load_trained_network(run)
     section = smaller_student(network_config_from_manifest(manifest).model_dump(mode="json"), to)
@@ -58,7 +61,8 @@ def distil(
     size = count_parameters(student.build(len(manifest.channels), manifest.outputs, manifest.patch))
     if size >= count_parameters(network):
         raise ExportError(
-            f"The student {to} has {size:,} parameters and its teacher {count_parameters(network):,}: nothing is won."
+            f"The student {to} has {size:,} parameters and its teacher {count_parameters(network):,}; it must be "
+            "smaller."
         )
     document = read_training_record(run)
     recipe = distillation_recipe(document["recipe"], run, section, updates)
@@ -73,12 +77,13 @@ def distil(
 
 
 def smaller_student(student: dict[str, Any], to: str) -> dict[str, Any]:
-    """The section of the student that ``to`` names.
+    """Return the configuration of the student that ``to`` names.
 
-    A UNet with its channels divided by 2 (``small``) or 4 (``tiny``); of another network, a UNet of such a size.
+    ``small`` and ``tiny`` are a UNet with the channels of the run's UNet divided by 2 or 4; if the run's network is
+    another one, those of :data:`DEFAULT_CHANNELS`.
 
     Raises:
-        InputError: neither a size nor a section.
+        InputError: ``to`` is neither a size nor a section.
     """
     if to in CHANNEL_DIVISORS:
         unet = (
@@ -91,10 +96,10 @@ def smaller_student(student: dict[str, Any], to: str) -> dict[str, Any]:
     try:
         given = yaml.safe_load(Path(to).read_text(encoding="utf-8") if Path(to).is_file() else to)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--distil-to {to!r} is no YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(f"--distil-to {to!r} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(given, dict):
         raise InputError(
-            f"--distil-to is {', '.join(CHANNEL_DIVISORS)}, or a student such as "
+            f"--distil-to takes {', '.join(CHANNEL_DIVISORS)}, or a student such as "
             f"'{{kind: unet, channels: [8, 16, 32]}}', "
             f"not {to!r}."
         )
@@ -102,14 +107,14 @@ def smaller_student(student: dict[str, Any], to: str) -> dict[str, Any]:
 
 
 def distillation_recipe(recipe: dict[str, Any], run: Path, student: dict[str, Any], updates: int | None) -> Recipe:
-    """The recipe of the run, for a student that its network teaches."""
+    """Return the run's recipe, changed to train a student from the run's network."""
     return make_recipe(
         {
             **recipe,
             "name": f"{recipe['name'][:52]} distilled",
             "method": "distil",
             "student": student,
-            "start": None,
+            "init_from": None,
             "updates": updates or recipe["updates"],
             "methods": {**recipe.get("methods", {}), "distil": {"teacher": str(run.resolve())}},
         }

@@ -1,11 +1,11 @@
-"""What goes wrong in export, as sentences (see :mod:`semiseg.errors`)."""
+"""Errors of the export (see :mod:`semiseg.errors`)."""
 
 from semiseg.errors import InputError, SemisegError
 
 
 class ExportError(SemisegError):
-    """The graph cannot be made, or it does not compute what the network computes. No bundle was written."""
+    """The graph cannot be created, or its results differ from the network's. No bundle was written."""
 
 
 class MissingToolError(InputError):
-    """What was asked for needs software or a device that this machine does not have."""
+    """The request needs software or a device that this machine does not have."""

@@ -1,4 +1,7 @@
-"""The whole export: run -> module -> graphs -> proofs -> bundle, or nothing at all."""
+"""The export of a run: load the module, write its graphs, compare them with the module, write the bundle.
+
+No bundle is written if a step fails.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +41,12 @@ FILES: dict[Precision, str] = {
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A bundle and how it was proved.
+    """A bundle and the outcome of its parity tests.
 
     Attributes:
         bundle: The bundle.
-        refused: A sentence for each precision that was asked for and did not pass its gate.
-        scans: A sentence that names the scans of the proof.
+        refused: A sentence for each requested precision that did not pass its gate.
+        scans: A sentence that names the source of the test scans.
     """
 
     bundle: Bundle
@@ -61,23 +64,25 @@ def export(
 ) -> ExportResult:
     """Turn a finished run into a bundle.
 
-    Only the method's exported module is built and loaded: teachers, adapters and averages that are not exported do not
-    exist here, so they cannot reach the graph.
+    Only the method's exported module is built and loaded. Teachers, adapters and averages that are not exported cannot
+    reach the graph.
 
     Args:
-        run: the run folder.
-        out: the bundle folder; written beside it under a temporary name and renamed when all is proven.
-        precisions: further graphs beside fp32. One that fails its gate is left out, and the answer says by how much.
-        data: take the windows for proof and calibration from scans of this dataset that are not for testing ...
-        cache: ... or from this preprocessing cache. By default from the run's own scans, where they are still there.
+        run: Folder of the run.
+        out: Folder of the bundle. It is written under a temporary name beside it and renamed after all tests.
+        precisions: Precisions of further graphs beside fp32. A graph that fails its gate is left out, and the result
+            says by how much it failed.
+        data: Dataset from which scans for the parity tests and for calibration are taken, never its test scans.
+        cache: Preprocessing cache from which these scans are taken if ``data`` is None. If both are None, they are the
+            run's own scans, provided that these still exist.
 
     Raises:
-        BundleError: ``run`` is not a run, or ``out`` is something else than a bundle.
-        RunError: the run has not finished.
-        ExportError: the fp32 graph cannot be made or fails its gate.
+        BundleError: ``run`` is not a run, or ``out`` is not a bundle.
+        RunError: The run has not finished.
+        ExportError: The fp32 graph cannot be created or fails its gate.
     """
     manifest, network = load_trained_network(run)
-    # What papers compare with strides of a few voxels is hundreds of windows a scan; a bundle keeps half a window.
+    # Papers' recipes may lay windows with strides of a few voxels, hundreds per scan; bundles overlap by half a window.
     manifest = manifest.model_copy(update={"overlap": EXPORT_OVERLAP})
     scans = find_parity_scans(manifest, run, data=data, cache=cache)
     reference = TorchEngine(network, "cpu")
@@ -85,7 +90,7 @@ def export(
 
     def fill(folder: Path) -> Manifest:
         model = folder / MODEL
-        # A network that takes windows of any size gives a graph that does.
+        # The graph takes windows of any size if the network does.
         divisor = manifest.divisor if network_config_from_manifest(manifest).takes_any_size else None
         graphs = _Graphs(network, folder, len(manifest.channels), manifest.window, divisor)
         graphs.write_float32(model)
@@ -117,14 +122,14 @@ def export(
 def verify(
     manifest: Manifest, precision: Precision, model: Path, reference: Engine, scans: Sequence[NDArray[np.float32]]
 ) -> tuple[Variant | None, list[str]]:
-    """Compare a graph with the network on a window of each scan, at every allowed window size, on every engine here.
+    """Compare a graph with the network on a window of each scan, for every allowed window size and available engine.
 
     Returns:
-        The variant with its proofs on the engines on which it passed at every size, None if there is no such engine;
+        The variant with the results of the engines on which it passed at every size, None if there is no such engine;
         and a sentence for each failure.
 
     Raises:
-        ExportError: there is no scan.
+        ExportError: There is no scan, or the fp32 graph does not run.
     """
     passed, failures = [], []
     for make in available_engines(precision):
@@ -137,21 +142,21 @@ def verify(
         except EngineError as error:
             if precision == "fp32":
                 raise ExportError(f"The exported graph does not run: {error}") from error
-            continue  # an engine without this precision will not be given it
+            continue  # an engine without this precision is not used for the graph
         missed = [gate_failure(manifest, precision, parity) for parity in found]
         failures += [sentence for sentence in missed if sentence]
         if not any(missed):
             passed += found
     if not passed and not failures:
-        failures = [f"No engine on this machine runs the {precision} graph, so nothing proves it."]
+        failures = [f"No engine on this machine runs the {precision} graph, so it cannot be tested."]
     return (Variant(precision=precision, file=FILES[precision], parity=tuple(passed)) if passed else None, failures)
 
 
 def available_engines(precision: Precision) -> Iterable[Callable[[Path], Engine]]:
-    """What runs a graph of this precision on this machine's processor, as it will be run after the export."""
+    """Yield constructors of the engines that will run a graph of this precision on this machine's CPU."""
     yield lambda model: OnnxEngine(model, device="cpu")
-    # On a processor without bfloat16 instructions OpenVINO computes a bf16 graph in float32. That the masks agree there
-    # proves nothing for the processors that have them, and only those are given this graph.
+    # On a CPU without bfloat16 instructions OpenVINO computes a bf16 graph in float32. Agreement of the masks there
+    # proves nothing for CPUs that have them, which are the only ones to use this graph.
     bf16 = precision == "bf16"
     if importlib.util.find_spec("openvino") is not None and (has_instructions(BF16_INSTRUCTIONS) or not bf16):
         yield lambda model: OpenVinoEngine(model, bf16=bf16)
@@ -159,7 +164,7 @@ def available_engines(precision: Precision) -> Iterable[Callable[[Path], Engine]
 
 @dataclass(frozen=True)
 class _Graphs:
-    """Writes a network's graph in each precision, in the form that those who run it are fast at."""
+    """A writer of a network's graphs, with the layers that are fast on the hardware for each precision."""
 
     network: nn.Module
     folder: Path
@@ -173,10 +178,10 @@ class _Graphs:
     def write(self, target: Path, precision: Precision, windows: Sequence[NDArray[np.float32]]) -> None:
         source = self.folder / "source.onnx"
         try:
-            if precision == "int8":  # run by processors
+            if precision == "int8":  # run on CPUs
                 self._export(replace_transposed_convolutions(replace_group_norms(self.network)), source)
                 to_int8(source, target, windows)
-            elif precision != "fp32":  # run by GPUs, where nobody has measured the other forms
+            elif precision != "fp32":  # run on GPUs, on which the replaced layers have not been measured
                 self._export(self.network, source)
                 to_half(source, target, precision)
         finally:

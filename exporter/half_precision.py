@@ -1,7 +1,7 @@
-"""A float32 graph in half precision (fp16 or bf16), with normalisation, softmax and all sums left in float32.
+"""Conversion of a float32 graph to half precision (fp16 or bf16); normalisation, softmax and all sums stay float32.
 
-ONNX Runtime's own converter gives the casts of a constant that several normalisations share one name, which is no valid
-graph, and knows no bfloat16.
+ONNX Runtime's own converter gives all casts of a constant that several normalisations share the same name, which is not
+a valid graph, and does not support bfloat16.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-# What may compute in half precision: products, whose sums every engine keeps in float32, and what only moves or
-# compares values. Everything else stays float32; instance normalisation in fp16 is the known cause of black masks.
+# Operators that may compute in half precision: products, whose sums every engine keeps in float32, and operators that
+# only move or compare values. All others stay float32; instance normalisation in fp16 is known to cause empty masks.
 HALF_PRECISION_OPS = frozenset({
     "Conv", "ConvTranspose", "MatMul", "Gemm",
     "Relu", "LeakyRelu", "PRelu", "Elu", "Clip", "Add", "Concat", "MaxPool", "Pad",
@@ -20,12 +20,12 @@ HALF_PRECISION_OPS = frozenset({
 
 
 def convert_to_half(graph: onnx.ModelProto, kind: int) -> onnx.ModelProto:
-    """A copy of ``graph`` whose :data:`HALF_PRECISION_OPS` compute in ``kind``, with casts where precision changes.
+    """Return a copy of ``graph`` whose :data:`HALF_PRECISION_OPS` compute in ``kind``, with casts between precisions.
 
     Input and output stay float32.
 
     Args:
-        graph: a float32 graph without subgraphs.
+        graph: A float32 graph without subgraphs.
         kind: ``TensorProto.FLOAT16`` or ``TensorProto.BFLOAT16``.
     """
     out = onnx.shape_inference.infer_shapes(graph, strict_mode=True)
@@ -70,7 +70,7 @@ class _Halving:
         return self._model
 
     def _in(self, name: str, *, low: bool) -> str:
-        """The name of a tensor in the precision that its reader computes in."""
+        """Return the name of a tensor in the requested precision; add a cast or constant if there is none yet."""
         if (name in self._low) == low:
             return name
         if name not in self._other:

@@ -1,7 +1,8 @@
-"""The same model as a MONAI Bundle, for those who work with MONAI Label or MONAI Deploy.
+"""Export of a run as a MONAI Bundle, for MONAI Label and MONAI Deploy.
 
-It says in MONAI's own transforms what the manifest says. Where a scan is not resampled, its masks are ours; where it
-is, MONAI lays the new grid a little differently, and masks differ at their border. Postprocessing is not part of it.
+MONAI's own transforms express the manifest's preprocessing. Masks of a scan that is not resampled equal semiseg's. If a
+scan is resampled, MONAI places the new grid slightly differently, and masks differ at their border. Postprocessing is
+not included.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def write_monai_bundle(run: Path, out: Path) -> None:
     """Write a finished run as a MONAI Bundle: ``configs/``, ``models/model.pt`` (tensors only) and ``docs/README.md``.
 
     Raises:
-        ExportError: the student is not one of MONAI's networks; nothing is written.
+        ExportError: The student is not one of MONAI's networks; nothing is written.
         BundleError: ``out`` exists and is not a MONAI Bundle.
     """
     manifest, network = load_trained_network(run)
@@ -37,7 +38,7 @@ def write_monai_bundle(run: Path, out: Path) -> None:
     if not isinstance(section, MonaiNetworkConfig):
         raise ExportError(
             f"The student `{manifest.provenance.student.get('kind')}` is not one of MONAI's own networks, so MONAI "
-            "could not build it; a MONAI Bundle can be written of unet, segresnet, dynunet, unetr and swinunetr."
+            "could not build it; a MONAI Bundle supports unet, segresnet, dynunet, unetr and swinunetr."
         )
 
     def fill(folder: Path) -> None:
@@ -53,7 +54,7 @@ def write_monai_bundle(run: Path, out: Path) -> None:
 
 
 def inference_config(manifest: Manifest, section: MonaiNetworkConfig) -> dict[str, Any]:
-    """The bundle's ``inference.json``: every NIfTI scan of ``dataset_dir`` to a mask in ``output_dir``."""
+    """Return the bundle's ``inference.json``, which segments each NIfTI scan of ``dataset_dir`` into ``output_dir``."""
     names = manifest.channel_names
     scans = "$sorted(glob.glob(@dataset_dir + '/*" + SUFFIX + "'))"
     if len(names) > 1:  # CASE_first.nii.gz, CASE_second.nii.gz
@@ -110,7 +111,7 @@ def inference_config(manifest: Manifest, section: MonaiNetworkConfig) -> dict[st
 
 
 def _preprocessing(contract: Preprocessing) -> list[dict[str, Any]]:
-    """:class:`Preprocessing`, step by step, in its order."""
+    """Return MONAI's transforms for the steps of :class:`Preprocessing`, in their order."""
     expressions = ", ".join(
         f"(lambda c: {intensity_expression(one)})(x.as_tensor()[{k}])" for k, one in enumerate(contract.intensity)
     )
@@ -147,7 +148,7 @@ def _preprocessing(contract: Preprocessing) -> list[dict[str, Any]]:
 
 
 def intensity_expression(intensity: Intensity) -> str:
-    """:meth:`Intensity.apply` for a channel ``c``, a tensor, as an expression over torch and NumPy."""
+    """Return :meth:`Intensity.apply` for a channel ``c``, a tensor, as a Python expression over torch and NumPy."""
     values, counted = "c", "c[c != 0]" if intensity.over == "nonzero" else "c"
     limits = None
     if intensity.percentiles:
@@ -210,7 +211,7 @@ def _postprocessing(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _metadata(manifest: Manifest) -> dict[str, Any]:
-    """The bundle's ``metadata.json``."""
+    """Return the bundle's ``metadata.json``."""
     window = list(manifest.window)
     classes = ["background"] if manifest.activation == "softmax" else []
     classes += [segment.name for segment in manifest.segments]
@@ -266,6 +267,6 @@ def _readme(manifest: Manifest) -> str:
         "    python -m monai.bundle run --meta_file configs/metadata.json --config_file configs/inference.json \\\n"
         "        --dataset_dir SCANS --output_dir MASKS\n\n"
         "It needs MONAI, nibabel, pytorch-ignite and fire. Preprocessing, network, window and blending are those of\n"
-        "the model. A scan that the model resamples gets a mask that may differ from semiseg's at its border, and the\n"
-        "cleaning of masks, if the model has any, is not part of it.\n"
+        "the model. The mask of a scan that the model resamples may differ from semiseg's at its border, and the\n"
+        "postprocessing of masks, if the model has any, is not included.\n"
     )

@@ -1,4 +1,4 @@
-"""A torch module to an ONNX graph, by torch's dynamo exporter: batch and window sizes stay free."""
+"""Export of a torch module to an ONNX graph with free batch and window sizes, by torch's dynamo exporter."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def export_onnx(
     window: tuple[int, int, int],
     divisor: tuple[int, int, int] | None,
 ) -> None:
-    """Write ``network`` to ``target`` as one file: float32 windows (B, inputs, X, Y, Z) in, logits (B, K, X, Y, Z) out.
+    """Write ``network`` to ``target`` as one file, from float32 windows (B, inputs, X, Y, Z) to logits (B, K, X, Y, Z).
 
     Args:
-        network: the exported module, in evaluation mode.
-        target: the .onnx file.
-        inputs: channels of a window.
-        window: voxels of a window; X, Y, Z stay free in the graph, as multiples of ``divisor``.
-        divisor: what the sides of a window are multiples of; None fixes X, Y, Z at ``window``, for networks whose
-            structure depends on them.
+        network: The exported module, in evaluation mode.
+        target: The .onnx file.
+        inputs: Number of channels of a window.
+        window: Size of a window in voxels; X, Y, Z stay free in the graph, as multiples of ``divisor``.
+        divisor: Numbers of which the sides of a window are multiples; None fixes X, Y, Z at ``window``, for networks
+            whose structure depends on them.
 
     Raises:
-        ExportError: an operator that the exporter does not know, or a graph that onnx does not accept.
+        ExportError: The exporter does not support an operator, or onnx does not accept the graph.
     """
-    # A batch of 2 and unequal sides: a size of 1, or two equal sizes, would be taken for constants.
+    # The example has a batch of 2 and unequal sides: a size of 1, or two equal sizes, would be taken for constants.
     example = torch.zeros(2, inputs, *window)
     shapes = {0: torch.export.Dim("batch", min=1, max=64)}
     if divisor is not None:
@@ -68,7 +68,7 @@ def export_onnx(
             raise ExportError(f"The network cannot be exported to ONNX: {str(error).splitlines()[0]}") from error
     if program is None:
         raise ExportError("The network cannot be exported to ONNX: the exporter returned nothing.")
-    # The exporter notes at each node where in the source it comes from, with paths of this machine: nobody's business.
+    # The exporter records the source line of each node, with paths of this machine, which must not be published.
     ClearMetadataAndDocStringPass()(program.model)
     program.save(str(target))
     try:

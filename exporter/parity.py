@@ -1,4 +1,4 @@
-"""Proof that a graph computes what the trained network computes, on windows of real scans."""
+"""Comparison of a graph with the trained network on windows of real scans."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from semiseg.volumes.volume import format_shape
 def measure_parity(
     manifest: Manifest, reference: Engine, candidate: Engine, windows: Iterable[NDArray[np.float32]]
 ) -> Parity:
-    """Run both engines on ``windows`` (each (C, X, Y, Z), all of one size) and measure; voxels of all windows together.
+    """Run both engines on ``windows``, each (C, X, Y, Z) and all of one size, and compare over all their voxels.
 
     Raises:
-        ExportError: there is no window to compare them on, or the two return arrays of different shapes.
+        ExportError: There is no window, or the two engines return arrays of different shapes.
     """
     largest, count, size = 0.0, 0, manifest.window
     overlap = np.zeros(len(manifest.segments))
@@ -45,7 +45,7 @@ def measure_parity(
 
 
 def gate_failure(manifest: Manifest, precision: Precision, parity: Parity) -> str | None:
-    """By how much a graph misses the manifest's gate, as a sentence; None where it passes."""
+    """Return a sentence that says by how much a graph fails the manifest's gate; None if it passes."""
     gate = manifest.gate
     allowed, least = gate.difference, gate.dice(precision)
     too_far = precision == "fp32" and not parity.largest_difference <= allowed
@@ -61,7 +61,7 @@ def gate_failure(manifest: Manifest, precision: Precision, parity: Parity) -> st
 
 
 def central_window(image: NDArray[np.float32], window: tuple[int, int, int]) -> NDArray[np.float32]:
-    """The middle window (C, *window) of a preprocessed scan (C, X, Y, Z), padded where the scan is smaller."""
+    """Return the central window (C, *window) of a preprocessed scan (C, X, Y, Z), padded where the scan is smaller."""
     padded = np.pad(image, [(0, 0), *padding_for(image.shape[1:], window)], mode="edge")
     starts = [(n - w) // 2 for n, w in zip(padded.shape[1:], window, strict=True)]
     x, y, z = (slice(s, s + w) for s, w in zip(starts, window, strict=True))
@@ -69,7 +69,7 @@ def central_window(image: NDArray[np.float32], window: tuple[int, int, int]) -> 
 
 
 def _masks(logits: NDArray[np.float32], manifest: Manifest) -> list[NDArray[np.bool_]]:
-    """Of each segment, in order."""
+    """Return the mask of each segment, in order."""
     if manifest.activation == "sigmoid":
         return [np.asarray(logits[:, k] >= 0) for k in range(manifest.outputs)]
     labels = logits.argmax(axis=1)

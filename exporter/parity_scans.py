@@ -1,4 +1,4 @@
-"""The scans on which a graph is proved and calibrated: the run's own by default, never those for testing."""
+"""Selection of the scans for parity tests and calibration: by default the run's own, never test scans."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ParityScans:
     """Preprocessed scans (C, X, Y, Z).
 
     Attributes:
-        proof: The scans whose windows prove a graph.
-        calibration: The scans that calibrate int8: others, as far as there are any.
-        origin: A sentence that says where they were taken from.
+        parity: Scans on whose windows a graph is compared with the network.
+        calibration: Scans that calibrate int8; they are other scans, if there are any.
+        origin: A sentence that names the source of the scans.
     """
 
     parity: list[NDArray[np.float32]]
@@ -36,52 +36,52 @@ class ParityScans:
 
     @classmethod
     def from_scans(cls, scans: list[NDArray[np.float32]], origin: str) -> ParityScans:
-        """Some of ``scans``, evenly picked, prove; the others calibrate."""
+        """Pick evenly spaced ``scans`` for the parity tests and leave the others for calibration."""
         pick = sorted({round(k) for k in np.linspace(0, len(scans) - 1, min(PARITY_SCANS, len(scans)))})
         rest = [scan for k, scan in enumerate(scans) if k not in pick]
         return cls([scans[k] for k in pick], rest or scans, origin)
 
 
 def find_parity_scans(manifest: Manifest, run: Path, *, data: Path | None, cache: Path | None) -> ParityScans:
-    """Preprocessed scans that are not for testing.
+    """Find preprocessed scans that are not test scans.
 
-    Of the dataset ``data``, or of the cache ``cache``, where one is named. Otherwise the run's own scans, as far as
-    they are still there: those that training preprocessed, or else those of its dataset, preprocessed again.
+    They are taken from the dataset ``data`` or from the cache ``cache``, if one is given. Otherwise they are the run's
+    own scans: those that training preprocessed, or, if these are gone, those of its dataset, preprocessed again.
 
     Raises:
-        ExportError: there is none.
+        ExportError: There are no such scans.
     """
     channels, count = len(manifest.channels), PARITY_SCANS + CALIBRATION_SCANS
     if data is not None:
-        return ParityScans.from_scans(_preprocessed(data, manifest), f"Proved on scans of {data}.")
+        return ParityScans.from_scans(_preprocessed(data, manifest), f"Tested on scans of {data}.")
     if cache is not None:
         return ParityScans.from_scans(
-            cached_scans(cache, count, channels), f"Proved on the preprocessed scans in {cache}."
+            cached_scans(cache, count, channels), f"Tested on the preprocessed scans in {cache}."
         )
     sources = read_sources(run)
     if sources is not None and sources.cached:
         scans = _evenly(sorted(sources.cached), count)
-        return ParityScans.from_scans(scans, f"Proved on the run's preprocessed scans in {sources.cache}.")
+        return ParityScans.from_scans(scans, f"Tested on the run's preprocessed scans in {sources.cache}.")
     own = RunFolder(run).cache
-    if any(own.glob(IMAGE_PATTERN)):  # a run of an earlier version, which recorded nothing
-        return ParityScans.from_scans(cached_scans(own, count, channels), f"Proved on the preprocessed scans in {own}.")
+    if any(own.glob(IMAGE_PATTERN)):  # a run of an earlier version, which did not record its sources
+        return ParityScans.from_scans(cached_scans(own, count, channels), f"Tested on the preprocessed scans in {own}.")
     if sources is not None and sources.data.is_dir():
-        origin = f"Proved on scans of the run's dataset {sources.data}."
+        origin = f"Tested on scans of the run's dataset {sources.data}."
         return ParityScans.from_scans(_preprocessed(sources.data, manifest), origin)
     where = "" if sources is None else f" (they were in {sources.cache}, and its dataset in {sources.data})"
     raise ExportError(
-        f"The scans that {run} was trained on are no longer there{where}, and without scans nothing can be proved: "
-        "name the cache that training used with --cache, or the dataset with --data."
+        f"The scans that {run} was trained on are no longer there{where}, and without scans the graph cannot be "
+        "tested: name the cache that training used with --cache, or the dataset with --data."
     )
 
 
 def cached_scans(cache: Path, count: int, channels: int) -> list[NDArray[np.float32]]:
-    """Up to ``count`` preprocessed scans (``channels``, X, Y, Z) of a cache, evenly picked.
+    """Load up to ``count`` evenly spaced preprocessed scans (``channels``, X, Y, Z) of a cache.
 
-    Runs may share a cache, so scans with another number of channels may lie in it, too.
+    Runs may share a cache, so it may also hold scans with another number of channels.
 
     Raises:
-        ExportError: there is none.
+        ExportError: There are no such scans.
     """
     found = sorted(cache.glob(IMAGE_PATTERN))
     files = [file for file in found if np.load(file, mmap_mode="r").shape[0] == channels]
@@ -99,7 +99,7 @@ def _evenly(files: Sequence[Path], count: int) -> list[NDArray[np.float32]]:
 
 
 def _preprocessed(data: Path, manifest: Manifest) -> list[NDArray[np.float32]]:
-    """The first scans of a dataset after preprocessing; test scans stay closed."""
+    """Preprocess the first scans of a dataset that are not test scans."""
     dataset = load_dataset(data)
     split = find_split(dataset, None)
     closed = () if split is None else read_split(dataset, split).test

@@ -1,4 +1,4 @@
-"""The same graph in a lower precision. Precision stands in the graph, so that every engine computes the same thing."""
+"""Conversion of a graph to a lower precision, which is stored in the graph, so that all engines compute the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from onnx import TensorProto, version_converter
 from exporter.errors import ExportError
 from exporter.half_precision import convert_to_half
 
-BF16_OPSET = 22  # the first in which convolutions may be bfloat16
+BF16_OPSET = 22  # the first opset in which convolutions may be bfloat16
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
@@ -28,7 +28,7 @@ def to_half(model: Path, target: Path, precision: Literal["fp16", "bf16"]) -> No
     See :mod:`exporter.half_precision`.
 
     Raises:
-        ExportError: the graph cannot be converted.
+        ExportError: The graph cannot be converted.
     """
     graph = onnx.load(model)
     try:
@@ -41,17 +41,18 @@ def to_half(model: Path, target: Path, precision: Literal["fp16", "bf16"]) -> No
 
 
 def to_int8(model: Path, target: Path, windows: Sequence[NDArray[np.float32]]) -> None:
-    """Write ``model`` with 8-bit convolutions between Q/DQ nodes: static, per output channel.
+    """Write ``model`` with 8-bit convolutions between Q/DQ nodes, quantised statically and per output channel.
 
-    The first and the last convolution stay float32: the one sees the grey values, the other makes the logits.
+    The first convolution, which reads the intensities, and the last one, which makes the logits, stay float32.
 
     Args:
-        model: the float32 graph.
-        target: where.
-        windows: (C, X, Y, Z) of real scans; labels are not needed. The range of each tensor is the mean over them.
+        model: File of the float32 graph.
+        target: File of the int8 graph.
+        windows: Windows (C, X, Y, Z) of real scans; labels are not needed. The range of each tensor is the mean of its
+            ranges on these windows.
 
     Raises:
-        ExportError: nothing to quantise, or the graph cannot be quantised.
+        ExportError: There is nothing to quantise, or the graph cannot be quantised.
     """
     quantization = _quantization()
     convolutions = [node for node in onnx.load(model).graph.node if node.op_type in CONVOLUTIONS]
@@ -89,8 +90,8 @@ def _quantization() -> Any:
     return quantization
 
 
-def _Windows(quantization: Any, windows: Sequence[NDArray[np.float32]]) -> Any:  # noqa: N802 - it makes a reader
-    """The windows one by one, as ONNX Runtime's calibration asks for them."""
+def _Windows(quantization: Any, windows: Sequence[NDArray[np.float32]]) -> Any:  # noqa: N802 - it creates an instance
+    """Return a reader that gives the windows one by one to ONNX Runtime's calibration."""
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
@@ -113,7 +114,7 @@ def _write(graph: onnx.ModelProto, target: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser reports to the root logger and prints."""
+    """Suppress the quantiser's output, which it prints and logs to the root logger."""
     logger = logging.getLogger()
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""A TensorRT plan from a bundle's graph, built on the machine that will run it.
+"""Building of a TensorRT plan from a bundle's graph, on the machine that will run it.
 
-Follows TensorRT 10 and 11. Precision is in the graph: version 11 has no precision flags any more, and with version 10
-the network is built strongly typed, so that both build the same thing.
+TensorRT 10 and 11 are supported. The graph determines the precision: version 11 has no precision flags any more, and
+with version 10 the network is built strongly typed, so that both versions build the same.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ WORKSPACE = 4 << 30  # bytes that the builder may use for trying out kernels
 
 
 def require_tensorrt() -> tuple[Any, Gpu]:
-    """The ``tensorrt`` module, and the GPU.
+    """Return the ``tensorrt`` module and the GPU.
 
     Raises:
-        MissingToolError: the package, its libraries, or a GPU is missing, or the version is not 10 or 11.
+        MissingToolError: The package, its libraries, or a GPU is missing, or the version is not 10 or 11.
     """
     try:
         trt = import_tensorrt()
@@ -46,7 +46,7 @@ def require_tensorrt() -> tuple[Any, Gpu]:
     found = detect_gpu()
     if found is None:
         raise MissingToolError(
-            "nvidia-smi names no GPU on this machine, and a TensorRT plan is built on the GPU that runs it. "
+            "nvidia-smi lists no GPU on this machine, and a TensorRT plan is built on the GPU that runs it. "
             "The ONNX bundle is complete without it."
         )
     return trt, found
@@ -56,20 +56,23 @@ def add_plan(bundle: Bundle, *, batch: int = 4, scans: Sequence[NDArray[np.float
     """Build a plan for the bundle's default window and batches up to ``batch``, and add it to the bundle.
 
     Args:
-        bundle: the bundle.
-        batch: the largest batch.
-        scans: preprocessed scans (C, X, Y, Z); the plan has to pass the bundle's gate against the fp32 graph on a
-            window of each.
+        bundle: The bundle.
+        batch: The largest batch.
+        scans: Preprocessed scans (C, X, Y, Z); the plan has to pass the bundle's gate against the fp32 graph on a
+            window of each. Without scans it is not compared.
+
+    Returns:
+        The bundle with the plan.
 
     Raises:
-        MissingToolError: see :func:`require_tensorrt`; the bundle is left as it was.
-        ExportError: TensorRT cannot parse or build the graph, or the plan fails; the bundle is left as it was.
+        MissingToolError: See :func:`require_tensorrt`; the bundle is not changed.
+        ExportError: TensorRT cannot parse or build the graph, or the plan fails its gate; the bundle is not changed.
     """
     trt, here = require_tensorrt()
     source = plan_source(bundle)
     plan = build_plan(trt, bundle, source, batch)
     _require_precision(trt, plan, bundle, source.precision, batch)
-    # Elsewhere a plan does not load, or is slower than one built there.
+    # The key identifies the machine: elsewhere the plan does not load, or is slower than one built there.
     key = PlanKey(
         onnx=bundle.manifest.files[source.file],
         precision=source.precision,
@@ -93,7 +96,7 @@ def add_plan(bundle: Bundle, *, batch: int = 4, scans: Sequence[NDArray[np.float
 
 
 def plan_source(bundle: Bundle) -> Variant:
-    """The graph that a plan is built from: fp16, else bf16, else fp32. Their convolutions are what a GPU is fast at."""
+    """Return the graph that a plan is built from: fp16, else bf16, else fp32. GPUs are fast at their convolutions."""
     held = {variant.precision: variant for variant in variants_of(bundle)}
     return next(held[precision] for precision in ("fp16", "bf16", "fp32") if precision in held)
 
@@ -110,7 +113,7 @@ def build_plan(trt: Any, bundle: Bundle, source: Variant, batch: int) -> bytes:
         raise ExportError(f"TensorRT {trt.__version__} cannot read the graph: {problems}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or nobody could say what was built
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # needed to read the precision of the plan's layers
     profile = builder.create_optimization_profile()
     most = _shape(bundle, batch)
     profile.set_shape(INPUT, _shape(bundle, 1), most, most)
@@ -127,7 +130,7 @@ def build_plan(trt: Any, bundle: Bundle, source: Variant, batch: int) -> bytes:
 
 
 def _require_precision(trt: Any, plan: bytes, bundle: Bundle, asked: Precision, batch: int) -> None:
-    """Refuse a plan that does not compute in what its graph says: an fp16 plan of fp32 layers is no fp16 plan."""
+    """Refuse a plan whose convolutions do not compute in the precision of its graph, such as fp16."""
     found = precision_of(trt, plan, _shape(bundle, batch), INPUT)
     if found not in (asked, "unknown"):
         raise ExportError(
@@ -137,7 +140,7 @@ def _require_precision(trt: Any, plan: bytes, bundle: Bundle, asked: Precision, 
 
 
 def _proved(bundle: Bundle, plan: Path, source: Variant, scans: Sequence[NDArray[np.float32]]) -> tuple[Variant, ...]:
-    """The bundle's variants, with the plan's proof at the one that it was built from."""
+    """Return the bundle's variants, with the plan's parity result added to the one that it was built from."""
     if not scans:
         return bundle.manifest.variants
     manifest = bundle.manifest

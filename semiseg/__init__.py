@@ -1,11 +1,11 @@
-"""semiseg in Python, without torch. The names in ``__all__`` are the public API; docs/python.md shows each of them.
+"""Python interface of semiseg, without torch. The names in ``__all__`` are the public API (see docs/python.md).
 
     import semiseg
 
     model = semiseg.load_model("BUNDLE")
     model.predict("scan.nii.gz").save("mask.nii.gz")
 
-Every name is imported when it is first used, so that ``import semiseg`` itself imports nothing else.
+Each name is imported on first use, so that ``import semiseg`` itself imports nothing else.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _HOMES = {
     "Scan": "volumes.scan",
     "Segmenter": "inference.segmenter",
     "SemisegError": "errors",
-    "choose_engine": "inference.choice",
-    "evaluate": "evaluation.evaluate",
+    "choose_engine": "inference.engine_selection",
+    "evaluate": "evaluation.evaluator",
     "load_dataset": "dataset",
     "load_model": "predicting.predictor",
     "open_bundle": "bundle.bundle",

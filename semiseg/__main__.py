@@ -1,6 +1,7 @@
-"""The `semiseg` command, also as `python -m semiseg`.
+"""Entry point of the `semiseg` command and of `python -m semiseg`.
 
-It starts here and not in the package `cli`, whose name another distribution may have taken: then this file says so.
+The entry point is not in the package `cli`, because another distribution may have overwritten a package of that generic
+name; this module then reports it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from semiseg.own_packages import guard_imports
 
 
 def main() -> None:
-    """Check each of semiseg's own packages when it is imported, and run the command line."""
+    """Install the import guard for semiseg's own packages and run the command line."""
     guard_imports()
     try:
-        # By its name: nothing else in `semiseg` may know the command line, and import-linter sees to that.
+        # Imported by name, because the import contracts forbid `semiseg` to import the command line.
         command_line = importlib.import_module("cli.app")
     except SemisegError as error:
         sys.stderr.write(f"semiseg: {error}\n")
@@ -26,10 +27,10 @@ def main() -> None:
 
 
 def _search_working_folder_last() -> None:
-    """Move the working folder, which `python -m` puts first, behind the installed packages.
+    """Move the working folder, which `python -m` puts first on the path, behind the installed packages.
 
-    A file `server.py` or a folder `trainer` that a user happens to have there would hide semiseg's otherwise. It stays
-    on the path for networks that a recipe takes from the user's own modules.
+    Otherwise a file `server.py` or a folder `trainer` in the working folder would hide semiseg's package. The folder
+    stays on the path, so that recipes can name networks in the user's own modules.
     """
     here = Path.cwd().resolve()
     is_first = bool(sys.path) and not sys.flags.safe_path and Path(sys.path[0]).resolve() == here

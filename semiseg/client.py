@@ -1,4 +1,4 @@
-"""A client of a semiseg server: a scan goes up, its segmentation comes down. Needs httpx and no engine."""
+"""A client that uploads scans to a semiseg server and receives their segmentations. It needs httpx and no engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
@@ -31,6 +31,7 @@ from semiseg.client_results import (
     parse_multi_format_result,
     parse_result,
 )
+from semiseg.deprecation import renamed_arguments, renamed_attributes
 from semiseg.errors import InputError, SemisegError
 from semiseg.outputs.formats import RESULTS_MEDIA_TYPE, OutputFormat
 from semiseg.upload_parts import multipart_files
@@ -48,6 +49,19 @@ __all__ = [
     "retry_after",
 ]
 
+if not TYPE_CHECKING:
+    __getattr__ = renamed_attributes(
+        __name__,
+        Answer="SegmentationResult",
+        Busy="ServerBusyError",
+        Failed="ServerFailureError",
+        Forms="MultiFormatResult",
+        Job="JobStatus",
+        NoAnswer="ServerUnreachableError",
+        Refused="RequestRejectedError",
+        Wishes="ReadOptions",
+    )
+
 Files = Paths | Mapping[str, Paths]
 _CONNECT_SECONDS = 10.0
 _Found = TypeVar("_Found")
@@ -56,16 +70,16 @@ _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A scan that a server with `--state` has accepted.
+    """Status of a job: a scan that a server with `--state` has accepted.
 
     Attributes:
-        id: its name there.
-        state: ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
-        ahead: jobs that are begun before it.
-        windows_done, windows_total: of the sliding window; 0 before it begins.
-        seconds_left: for the rest of them; None when it cannot be told.
-        error: why it failed.
-        status: the HTTP status of that reason.
+        id: Identifier of the job on the server.
+        state: State of the job: ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
+        ahead: Number of jobs that start before this one.
+        windows_done, windows_total: Numbers of sliding windows; 0 before the network runs.
+        seconds_left: Estimated seconds for the remaining windows; None if unknown.
+        error: Reason why the job failed.
+        status: HTTP status that corresponds to the error.
     """
 
     id: str
@@ -79,40 +93,40 @@ class JobStatus:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """True if the state is final: done, failed or cancelled."""
         return self.state in ("done", "failed", "cancelled")
 
 
 class Client:
-    """Talks to the server at ``url``; a context manager that closes its connections."""
+    """HTTP client of the server at ``url``; a context manager that closes its connections."""
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 3600.0, patience: float = 120.0) -> None:
-        """Prepare; nothing is sent yet.
+        """Configure the client; no connection is opened.
 
         Args:
-            url: such as ``http://127.0.0.1:3000``.
-            key: an API key, where the server asks for one.
-            timeout: seconds to wait for one answer.
-            patience: seconds for which a job is asked for again while nobody answers, as when the server is started
-                anew.
+            url: Address of the server, such as ``http://127.0.0.1:3000``.
+            key: API key, if the server requires one.
+            timeout: Seconds to wait for one response.
+            patience: Seconds for which requests about jobs are retried while the server is busy or does not respond,
+                for example during a restart.
 
         Raises:
-            InputError: not an http or https address.
+            InputError: The URL is not an http or https address.
         """
         self.url = url.rstrip("/")
         self._patience = patience
         try:
             address = httpx.URL(self.url)
         except httpx.InvalidURL as error:
-            raise InputError(f"{url!r} is no address of a server ({error}).") from None
+            raise InputError(f"{url!r} is not the address of a server ({error}).") from None
         if address.scheme not in ("http", "https") or not address.host:
-            raise InputError(f"{url!r} is no address of a server; write it like http://127.0.0.1:3000.")
-        # trust_env: a proxy set for the internet must not see scans that stay in the house.
+            raise InputError(f"{url!r} is not the address of a server; write it like http://127.0.0.1:3000.")
+        # trust_env: scans must not pass through a proxy that the environment sets for the internet.
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
             trust_env=False,
             headers={"Authorization": f"Bearer {key}"} if key else None,
-            follow_redirects=False,  # a scan and a key are for the server that was named
+            follow_redirects=False,  # scans and keys go only to the server that the user named
         )
 
     def __enter__(self) -> Client:
@@ -128,14 +142,14 @@ class Client:
         self._http.close()
 
     def ready(self) -> bool:
-        """Whether a server answers there and its model is warm; False too when nobody answers."""
+        """Return True if the server responds and its models are warmed up; False if not, or if nothing responds."""
         try:
             return self._http.get(f"{self.url}/readyz", timeout=_CONNECT_SECONDS).status_code == 200
         except httpx.TransportError:
             return False
 
     def lives(self, seconds: float = _CONNECT_SECONDS) -> bool:
-        """Whether anything answers there within ``seconds``, whatever its answer is."""
+        """Return True if anything responds at the address within ``seconds``, with any status."""
         try:
             self._http.get(f"{self.url}/livez", timeout=seconds)
         except httpx.TransportError:
@@ -143,14 +157,15 @@ class Client:
         return True
 
     def models(self) -> list[dict[str, Any]]:
-        """The server's models: identity, channels, segments and card of each."""
+        """Return the server's models: identity, channels, segments and card of each."""
         found: list[dict[str, Any]] = self._request("GET", "/models").json()
         return found
 
     def keeps_jobs(self) -> bool:
-        """Whether the server takes jobs, so that :meth:`submit` can be used."""
+        """Return True if the server accepts jobs, so that :meth:`submit` can be used."""
         return "/jobs" in self._request("GET", "/docs.json").json().get("paths", {})
 
+    @renamed_arguments(wishes="options")
     def segment(
         self,
         paths: Files,
@@ -159,13 +174,14 @@ class Client:
         options: ReadOptions | None = None,
         model: str | None = None,
     ) -> bytes | dict[str, Any]:
-        """Segment one scan; JSON comes as a dict, the other forms as the bytes of their file. See :meth:`ask`."""
+        """Segment one scan; return JSON as a dict, other formats as the bytes of the file. See :meth:`ask`."""
         reply = self.ask(paths, answer, options=options, model=model)
         if reply.media_type == "application/json":
             document: dict[str, Any] = json.loads(reply.body)
             return document
         return reply.body
 
+    @renamed_arguments(wishes="options")
     def ask(
         self,
         paths: Files,
@@ -174,30 +190,32 @@ class Client:
         options: ReadOptions | None = None,
         model: str | None = None,
     ) -> SegmentationResult:
-        """Segment one scan while the connection is held.
+        """Segment one scan in one request, which stays open until the result is there.
 
         Args:
-            paths: a NIfTI file or another volume (a header takes its data files along), a zip, a folder of DICOM
-                files (sent as one zip without names), or DICOM files; or such for each channel, by its name.
-            answer: the form of the answer; None lets the server choose by the scan.
-            options: which series to take, and what to refuse or to trust.
-            model: which of the server's models, where it has several.
+            paths: A NIfTI file or another volume (the data files of a header are sent with it), a zip, a folder of
+                DICOM files (sent as one zip without names), or DICOM files; or a mapping of channel names to these.
+            answer: Output format; with None the server chooses it by the type of the scan.
+            options: Selection of the series, and strictness.
+            model: Name of the model, if the server has several.
 
         Raises:
-            InputError: there is no such file, or the server refused the scan (HTTP 4xx); the sentence is the server's.
-            SemisegError: nobody answers at the address, the server failed (5xx), or what answers is no semiseg server.
+            InputError: A file does not exist, or the server rejected the scan (HTTP 4xx); the message is the server's.
+            SemisegError: Nothing responds at the address, the server failed (5xx), or it is not a semiseg server.
         """
-        # The report comes in the body: headers are bounded. A server of version 0.1 does not know this media type.
+        # With this media type the body contains the report, because headers have a limited size. A server of version
+        # 0.1 does not know the media type.
         response = self._post("/segment", paths, _fields(answer, options, model), {"Accept": RESULTS_MEDIA_TYPE})
         return parse_result(self.url, response)
 
     def ask_forms(self, paths: Files, forms: Sequence[OutputFormat], *, model: str | None = None) -> MultiFormatResult:
-        """Segment one scan once, and have the answer in several forms; otherwise as :meth:`ask`."""
+        """Segment one scan once and return the result in several output formats; otherwise as :meth:`ask`."""
         fields = _fields(None, None, model) | {"answer": ",".join(forms)}
         return parse_multi_format_result(
             self.url, self._post("/segment", paths, fields, {"Accept": RESULTS_MEDIA_TYPE}), forms
         )
 
+    @renamed_arguments(wishes="options")
     def submit(
         self,
         paths: Files,
@@ -206,29 +224,37 @@ class Client:
         options: ReadOptions | None = None,
         model: str | None = None,
     ) -> JobStatus:
-        """Let a scan be segmented, and go on; arguments as of :meth:`ask`.
+        """Submit a scan as a job and return without waiting for the result; for the arguments see :meth:`ask`.
 
-        The upload is sent again for a while when the connection breaks off or the server is busy; it stays one job.
+        If the connection is lost or the server is busy, the upload is retried for a while. An idempotency key ensures
+        that retries do not create further jobs.
 
         Raises:
-            InputError, SemisegError: as :meth:`ask`.
+            InputError, SemisegError: See :meth:`ask`.
         """
         fields, same = _fields(answer, options, model), {"Idempotency-Key": secrets.token_hex(16)}
         return self._retry(lambda: _job(self.url, self._post("/jobs", paths, fields, same)))
 
     def job(self, name: str) -> JobStatus:
-        """The job as it is now; asked again for a while when nobody answers.
+        """Return the present status of a job; the request is retried for a while if the server does not respond.
 
         Raises:
-            InputError: the server knows no such job (any more).
-            SemisegError: nobody answers.
+            InputError: The server does not know the job, or no longer keeps it.
+            SemisegError: The server does not respond.
         """
         return self._retry(lambda: _job(self.url, self._request("GET", _path(name))))
 
+    @renamed_arguments(told="on_update")
     def wait(
         self, name: str, on_update: Callable[[JobStatus], None] = lambda _: None, *, every: float = 0.5
     ) -> JobStatus:
-        """Ask for a job ``every`` so many seconds until it ends, tell each answer, and return the last."""
+        """Poll a job until it ends, and return its last status.
+
+        Args:
+            name: Identifier of the job.
+            on_update: Called with each status.
+            every: Seconds between requests.
+        """
         while True:
             job = self.job(name)
             on_update(job)
@@ -237,25 +263,25 @@ class Client:
             time.sleep(every)
 
     def result(self, name: str, answer: OutputFormat | None = None) -> SegmentationResult:
-        """The segmentation of a job that is done.
+        """Return the result of a job that is done.
 
         Args:
-            name: of the job.
-            answer: another form than it was sent with; only where that was ``case``.
+            name: Identifier of the job.
+            answer: Output format, if another one than the job was submitted with; possible only for ``case`` jobs.
 
         Raises:
-            InputError: it failed, or was cancelled, or is not done yet, or does not have this form.
-            SemisegError: as :meth:`ask`.
+            InputError: The job failed, was cancelled, is not done yet, or does not have this format.
+            SemisegError: See :meth:`ask`.
         """
         path = _path(name, "/result") + (f"?answer={answer}" if answer else "")
         return self._retry(lambda: self._result(name, path))
 
     def stop(self, name: str) -> JobStatus:
-        """Stop a job; one that has ended stays as it is."""
+        """Cancel a job; a job that has ended is not changed."""
         return self._retry(lambda: _job(self.url, self._request("DELETE", _path(name, "?only=stop"))))
 
     def forget(self, name: str) -> JobStatus:
-        """Delete a job that has ended, with its result; stop one that has not."""
+        """Delete a job that has ended together with its result, or cancel one that has not ended."""
         return _job(self.url, self._request("DELETE", _path(name)))
 
     def _result(self, name: str, path: str) -> SegmentationResult:
@@ -279,22 +305,22 @@ class Client:
             return self._request("POST", path, data=fields, files=files, headers=headers)
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """The response, when it is a success."""
+        """Send a request and return the response if its status is a success."""
         try:
             response = self._http.request(method, self.url + path, **options)
         except httpx.TimeoutException as error:
             raise ServerUnreachableError(
-                f"The server at {self.url} gave no answer in time ({type(error).__name__})."
+                f"The server at {self.url} did not respond in time ({type(error).__name__})."
             ) from None
         except httpx.ConnectError as error:
             raise ServerUnreachableError(
                 f"No server answers at {self.url} ({error}); is `semiseg serve` running?"
             ) from None
         except httpx.TransportError as error:
-            # A protocol error quotes what the other side sent.
+            # The text of a protocol error quotes what the other side sent, so only its type is shown.
             told = type(error).__name__ if isinstance(error, httpx.ProtocolError) else error
             raise ServerUnreachableError(
-                f"The connection to {self.url} broke off ({told}); is the upload larger than the server accepts?"
+                f"The connection to {self.url} was lost ({told}); is the upload larger than the server accepts?"
             ) from None
         if not response.is_success:
             raise error_from_response(self.url, response)
@@ -303,18 +329,18 @@ class Client:
         return response
 
     def _require_here(self, address: httpx.URL) -> None:
-        """Refuse an address that a server names and that lies elsewhere: a key and a scan were meant for this one."""
+        """Refuse an address on another server: the scan and the key were given for this server only."""
         here = httpx.URL(self.url)
         if (address.scheme, address.host, address.port) != (here.scheme, here.host, here.port):
             raise SemisegError(
-                f"{self.url} names {address.scheme}://{address.netloc.decode('ascii', 'replace')} for what comes next, "
-                "which is another server; semiseg does not follow it. A proxy in front has to keep Host or send "
-                "X-Forwarded-Host."
+                f"{self.url} refers to {address.scheme}://{address.netloc.decode('ascii', 'replace')} for the next "
+                "request. That is another server, so semiseg does not follow the reference. A reverse proxy has to "
+                "keep the header Host or send X-Forwarded-Host."
             )
 
     def _retry(self, attempt: Callable[[], _Found]) -> _Found:
-        """What ``attempt`` finds; again after a while as long as nobody answers, or the server has no room."""
-        until = None  # counted from the first failure: an upload alone may take long
+        """Return the result of ``attempt``; retry with pauses while the server does not respond or is busy."""
+        until = None  # counted from the first failure, because an upload alone may take long
         while True:
             try:
                 return attempt()
@@ -342,7 +368,7 @@ def _job(url: str, response: httpx.Response) -> JobStatus:
 
 
 def _path(job: str, rest: str = "") -> str:
-    """The path of a job, whose name a server made up."""
+    """Return the URL path of a job, after a check of the identifier, which may come from a server."""
     if not _JOB_ID.fullmatch(job):
-        raise InputError("The name of a job has letters, digits, _ and - only.")
+        raise InputError("The name of a job consists of letters, digits, _ and - only.")
     return f"/jobs/{job}{rest}"

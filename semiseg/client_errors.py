@@ -1,4 +1,4 @@
-"""Why a server did not do what it was asked: whether nobody answered, nobody has room, or the answer is no."""
+"""Exceptions for requests that fail: the server does not respond, is busy, rejects the request, or has an error."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import email.utils
 
 import httpx
 
+from semiseg.deprecation import RenamedMember
 from semiseg.errors import InputError, SemisegError
 
-_RETRY_STATUSES = (429, 502, 503, 507)  # 502 and a bare 503 are a proxy's, while the server starts anew
+_RETRY_STATUSES = (429, 502, 503, 507)  # 502 and 503 without a message come from a proxy while the server restarts
 
 
 class ServerUnreachableError(SemisegError):
-    """Nobody answered; the same question may be answered later."""
+    """The server did not respond; the request may succeed later."""
 
     seconds = 1.0
 
 
 class ServerBusyError(SemisegError):
-    """The server has no room at present; it said after how many ``seconds`` to ask again, with the HTTP ``status``."""
+    """The server is busy: it responded with the HTTP ``status`` and asks to retry after ``seconds``."""
 
     def __init__(self, sentence: str, seconds: float, status: int = 503) -> None:
         super().__init__(sentence)
@@ -27,13 +28,15 @@ class ServerBusyError(SemisegError):
 
 
 class RequestRejectedError(InputError):
-    """HTTP 4xx.
+    """The server rejected the request with HTTP status 4xx.
 
     Attributes:
-        status: The HTTP status.
-        is_server_message: True for a sentence that a semiseg server wrote, in its JSON form; False for one that was
-            made up here for an answer of a proxy or another program.
+        status: HTTP status.
+        is_server_message: True if the message comes from a semiseg server (in its JSON format); False if the client
+            wrote it because a proxy or another program responded.
     """
+
+    own_words = RenamedMember("is_server_message")
 
     def __init__(self, sentence: str, status: int, *, is_server_message: bool) -> None:
         super().__init__(sentence)
@@ -41,7 +44,7 @@ class RequestRejectedError(InputError):
 
 
 class ServerFailureError(SemisegError):
-    """Another HTTP ``status`` that is no success: 3xx or 5xx."""
+    """The server responded with another HTTP ``status`` that is not a success: 3xx or 5xx."""
 
     def __init__(self, sentence: str, status: int) -> None:
         super().__init__(sentence)
@@ -49,7 +52,11 @@ class ServerFailureError(SemisegError):
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header (RFC 9110 10.2.3), which may be a date; None where there is none or no sense."""
+    """Parse a Retry-After header (RFC 9110 10.2.3) into seconds; None if it is absent or invalid.
+
+    Args:
+        value: Value of the header: a number of seconds or a date.
+    """
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
@@ -63,11 +70,11 @@ def retry_after(value: str | None) -> float | None:
 
 
 def error_from_response(url: str, response: httpx.Response) -> SemisegError:
-    """The error of a response that is no success; its sentence is the server's where it has one."""
+    """Return the exception for a response that is not a success, with the server's message if it has one."""
     status, is_server_message = response.status_code, False
     if response.has_redirect_location:
         return ServerFailureError(_redirected(url, response), status)
-    sentence = f"{url}: What answers there is not a semiseg server (HTTP {status})."
+    sentence = f"{url}: The server there is not a semiseg server (HTTP {status})."
     try:
         told = response.json()["error"]
         is_server_message = isinstance(told, str) and bool(told.strip())
@@ -84,12 +91,13 @@ def error_from_response(url: str, response: httpx.Response) -> SemisegError:
 
 
 def _redirected(url: str, response: httpx.Response) -> str:
-    """A scan goes to the address that was named, and nowhere else, whatever that address says."""
+    """Return the message for a redirect, which is never followed: scans go only to the server that the user named."""
     try:
         target = response.url.join(response.headers["location"])
         where = f"{target.scheme}://{target.netloc.decode('ascii', 'replace')}"
     except (httpx.InvalidURL, ValueError):
-        where = "an address that is none"
+        where = "an invalid address"
     return (
-        f"{url} redirects to {where} (HTTP {response.status_code}); no scan is sent on. Name the server's own address."
+        f"{url} redirects to {where} (HTTP {response.status_code}); semiseg does not send scans to another address. "
+        "Use the server's own address."
     )

@@ -1,4 +1,4 @@
-"""What a server sent back, read out of an HTTP response: the body, and what is said of the scan."""
+"""Results that a server returns, parsed from HTTP responses: the file, the volumes and the scan warnings."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ _SHORTENED = "x-semiseg-shortened"
 
 @dataclass(frozen=True)
 class SegmentationResult:
-    """What the server sent back.
+    """The result of a segmentation in one output format.
 
     Attributes:
-        body: the file: .nii.gz, DICOM, or JSON text.
-        media_type: media type of it, such as ``application/gzip`` (:data:`semiseg.outputs.formats.FORMAT_TRAITS`).
-        millilitres: volume of each segment by name.
-        seconds: time per stage on the server.
-        model: identity of the model: name, sha256, method, version.
-        remarks: observations and corrections of the scan, as pairs of a code and a sentence.
+        body: Content of the file: .nii.gz, DICOM, or JSON text.
+        media_type: Media type of the file, such as ``application/gzip``
+            (:data:`semiseg.outputs.formats.FORMAT_TRAITS`).
+        millilitres: Volume of each segment in ml, by name.
+        seconds: Seconds per stage on the server.
+        model: Identity of the model: name, sha256, method, version.
+        remarks: Warnings about the scan and corrections of it, as pairs of a code and a sentence.
     """
 
     body: bytes
@@ -40,11 +41,11 @@ class SegmentationResult:
 
 @dataclass(frozen=True)
 class MultiFormatResult:
-    """An answer in several forms.
+    """The result of a segmentation in several output formats.
 
     Attributes:
-        files: the files of each form, in the order in which they were asked for; several only of ``overlay``.
-        model, millilitres, remarks: the same as in :class:`SegmentationResult`.
+        files: Files of each format, in the order of the request; only ``overlay`` has several files.
+        model, millilitres, remarks: The same as in :class:`SegmentationResult`.
     """
 
     files: dict[str, tuple[bytes, ...]]
@@ -54,21 +55,22 @@ class MultiFormatResult:
 
 
 def foreign_server_error(url: str) -> SemisegError:
-    """The error of an answer that no semiseg server gives."""
-    return SemisegError(f"What answers at {url} is not a semiseg server.")
+    """Return the error for a response that does not come from a semiseg server."""
+    return SemisegError(f"The server at {url} is not a semiseg server.")
 
 
 def parse_result(url: str, response: httpx.Response) -> SegmentationResult:
-    """The answer to a request for one form, or for the form that the server chooses.
+    """Parse the response to a request for one output format, or for the format that the server chooses.
 
     Raises:
-        SemisegError: the response is no semiseg server's.
+        SemisegError: The response does not come from a semiseg server.
     """
     try:
         if _media_type(response) != RESULTS_MEDIA_TYPE:
             return _by_headers(response)
         bodies = _members_by_folder(response.content)
-        # Beside the form there is the report; where that alone was asked for, it is the answer.
+        # The archive contains the report beside the requested format; if it contains nothing else, the report itself
+        # was requested.
         kind: OutputFormat = next((name for name in OUTPUT_FORMATS if name in bodies and name != "json"), "json")
         return replace(_by_report(response, bodies), body=bodies[kind], media_type=FORMAT_TRAITS[kind].media_type)
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
@@ -76,10 +78,10 @@ def parse_result(url: str, response: httpx.Response) -> SegmentationResult:
 
 
 def parse_multi_format_result(url: str, response: httpx.Response, forms: Sequence[OutputFormat]) -> MultiFormatResult:
-    """The answer to a request for ``forms``.
+    """Parse the response to a request for several output formats.
 
     Raises:
-        SemisegError: the response is no semiseg server's, or a form is not in it.
+        SemisegError: The response does not come from a semiseg server, or lacks one of the formats.
     """
     try:
         if _media_type(response) == RESULTS_MEDIA_TYPE:
@@ -97,7 +99,7 @@ def parse_multi_format_result(url: str, response: httpx.Response, forms: Sequenc
 
 
 def has_truncated_headers(response: httpx.Response) -> bool:
-    """Whether the headers of a response say less than the server knows."""
+    """Return True if the server shortened the values of response headers, which have a limited size."""
     named: str = response.headers.get(_SHORTENED, "[]")
     return named != "[]"
 
@@ -131,7 +133,7 @@ def _media_type(response: httpx.Response) -> str:
 
 
 def _stages(header: str) -> dict[str, float]:
-    """Seconds per stage of a Server-Timing header."""
+    """Parse the seconds per stage from a Server-Timing header."""
     pairs = (part.strip().split(";dur=") for part in header.split(",") if part.strip())
     return {stage: float(milliseconds) / 1000.0 for stage, milliseconds in pairs}
 

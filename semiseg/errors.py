@@ -1,8 +1,8 @@
-"""What goes wrong, as sentences for the person who can mend it.
+"""Exceptions of semiseg.
 
 Every error that semiseg raises on purpose derives from :class:`SemisegError`. Its message is one sentence (or a few)
-that names what was wrong, with which file, and what to do. It is raised where the fact is known and caught once at the
-edge: the command line prints it, the HTTP server answers with it.
+that names the problem, the file, and the remedy. It is raised where the fact is known and caught once: the command line
+prints the message, the HTTP server sends it in its response.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ if TYPE_CHECKING:
 
 
 class SemisegError(Exception):
-    """Something failed that was not the caller's doing: exit code 1, HTTP 500."""
+    """A failure that the caller's input did not cause: exit code 1, HTTP 500."""
 
     exit_code = 1
 
 
 class InputError(SemisegError):
-    """What the caller gave cannot be used: exit code 2, HTTP 4xx."""
+    """The caller's input cannot be used: exit code 2, HTTP 4xx."""
 
     exit_code = 2
 
 
 class VolumeError(InputError):
-    """A NIfTI file or DICOM series that is not one volume, or not readable."""
+    """A NIfTI file or DICOM series is not a single volume, or cannot be read."""
 
 
 class DatasetError(InputError):
-    """A dataset folder or split that contradicts itself or the files in it."""
+    """A dataset folder or split contradicts itself or the files in the folder."""
 
 
 class BundleError(InputError):
-    """A bundle or run folder that is incomplete, altered, of another version, or lies about itself."""
+    """A bundle or run folder is incomplete, altered, of another version, or contradicts its manifest."""
 
 
 class EngineError(SemisegError):
     """The inference library cannot run this model on this machine."""
 
 
-class Cancelled(SemisegError):  # noqa: N818 - what happened is not an error of anybody
-    """The caller asked to stop before the last window was done."""
+class Cancelled(SemisegError):  # noqa: N818 - a cancellation is not an error
+    """The caller cancelled the prediction before the last window was done."""
 
 
 def validation_message(error: ValidationError) -> str:
-    """The first complaint of a pydantic error as part of a sentence, with the place it is about."""
+    """Format the first problem of a pydantic error, with the path of the field, as part of a sentence."""
     problems: list[Any] = error.errors(include_url=False, include_context=False)
     first = problems[0]
     place = ".".join(str(part) for part in first["loc"])

@@ -1,4 +1,4 @@
-"""What semiseg can do, on which systems, and what each part needs: the table of the README and of `semiseg doctor`."""
+"""Features of semiseg with their operating systems and packages: the tables of the README and of `semiseg doctor`."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from importlib.util import find_spec
 from semiseg.system.nvidia import nvidia_driver
 
 SYSTEMS = {"Linux": "Linux", "Darwin": "macOS (Apple silicon)", "Windows": "Windows"}
-"""The names that :func:`platform.system` gives, and those that people use."""
+"""Names of operating systems as :func:`platform.system` returns them, and as people know them."""
 
 EVERYWHERE = tuple(SYSTEMS)
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A part of semiseg that a user would install for its own sake.
+    """A part of semiseg that a user can install separately.
 
     Attributes:
         name: Name of the feature.
-        extra: Extra of the installation that brings its packages.
-        modules: Python modules that it imports, all of them.
+        extra: Extra of the installation that contains its packages.
+        modules: Python modules that it imports; all are required.
         one_of: Python modules of which it needs at least one.
-        distribution: Distribution that it needs, where another one brings modules of the same names.
-        nvidia: Whether it needs an NVIDIA GPU and its driver.
+        distribution: Distribution that it needs, if another distribution has modules of the same names.
+        nvidia: True if it needs an NVIDIA GPU and its driver.
         systems: Operating systems on which it runs.
-        tried: Those of them on which it was tried.
+        tried: Operating systems on which it was tried.
         elsewhere: Advice for other systems.
     """
 
@@ -92,16 +92,16 @@ PYTHONS = {
     "3.13": "Debian 13: the whole test suite and the demo",
     "3.14": "Debian testing: the whole test suite and the demo",
 }
-"""Versions of Python, and where each was tried."""
+"""Versions of Python, and the systems on which each was tried."""
 
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a feature can be used on this machine.
+    """Availability of a feature on this machine.
 
     Attributes:
         feature: The feature.
-        reason: Why it cannot be used and how to change that, as a sentence; empty where it can.
+        reason: Reason why it is not available, and the remedy, as a sentence; empty if it is available.
     """
 
     feature: Feature
@@ -109,19 +109,19 @@ class Availability:
 
     @property
     def available(self) -> bool:
-        """Whether it can be used."""
+        """True if the feature can be used."""
         return not self.reason
 
 
 def availabilities(
     system: str | None = None, installed: Callable[[str], bool] | None = None, driver: str | None = None
 ) -> tuple[Availability, ...]:
-    """Whether each feature can be used here.
+    """Determine which features are available.
 
     Args:
         system: Operating system as :func:`platform.system` names it; this machine's by default.
-        installed: Tells whether a Python module is installed; by default in this environment.
-        driver: Name of the NVIDIA driver; by default of the one that this machine has, if any.
+        installed: Function that returns True if a Python module is installed; it checks this environment by default.
+        driver: Name of the NVIDIA driver; by default the one of this machine, if any.
     """
     driver = nvidia_driver() if driver is None else driver
     system = platform.system() if system is None else system
@@ -130,7 +130,7 @@ def availabilities(
 
 
 def support_table() -> str:
-    """The features by operating system, as a table in Markdown."""
+    """Return the table of features by operating system in Markdown."""
     rows = [
         ["", *SYSTEMS.values(), "extra"],
         ["---"] * (len(SYSTEMS) + 2),
@@ -147,7 +147,7 @@ def support_table() -> str:
 
 
 def python_table() -> str:
-    """The versions of Python and where each was tried, as a table in Markdown."""
+    """Return the table of Python versions, with the systems on which each was tried, in Markdown."""
     return "".join(
         f"| {' | '.join(row)} |\n" for row in [["Python", "tried on"], ["---", "---"], *map(list, PYTHONS.items())]
     )

@@ -1,8 +1,9 @@
-"""Refuses `cli`, `server`, `trainer` and `exporter` of another origin at their import.
+"""Import guard that refuses packages named `cli`, `server`, `trainer` or `exporter` which are not semiseg's.
 
-These names are generic: other distributions bring packages of the same names, and a user's working folder may hold one.
-Python imports the first one on its path, and of two distributions in one environment the one that was installed last
-has overwritten the files of the other. Each of semiseg's packages therefore contains a mark and lies beside `semiseg`.
+These names are generic: other distributions contain packages of the same names, and so may the user's working folder.
+Python imports the first one on its path, and if two distributions in one environment contain the same package, the one
+that was installed last has overwritten the files of the other. Each of semiseg's packages therefore contains a mark and
+must lie beside `semiseg`.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ _REINSTALL = "Install semiseg again: pip install --force-reinstall --no-deps sem
 
 
 class ForeignPackageError(SemisegError):
-    """A package that semiseg needs is missing, or belongs to something else."""
+    """A package that semiseg needs is missing or belongs to another distribution."""
 
 
 def guard_imports() -> None:
-    """Make every later import of one of semiseg's own packages raise :class:`ForeignPackageError` if it is another's.
+    """Install the guard: later imports of a foreign package of these names raise :class:`ForeignPackageError`.
 
-    For processes that are semiseg's own, such as the command line. A program that only uses `semiseg` may well import
-    another distribution's `trainer`, and is not disturbed.
+    Call this only in semiseg's own processes, such as the command line. A program that uses `semiseg` as a library may
+    import another distribution's `trainer`.
     """
     if not any(isinstance(finder, _Guard) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Guard())
@@ -42,7 +43,7 @@ def require(name: str) -> None:
     """Check that the package ``name`` is semiseg's, without importing it.
 
     Raises:
-        ForeignPackageError: it is missing or another's; the message says whose, and what to do.
+        ForeignPackageError: The package is missing or foreign; the message names its owner and the remedy.
     """
     found = _found(name)
     if found is None:
@@ -54,7 +55,7 @@ def require(name: str) -> None:
 
 
 class _Guard(MetaPathFinder):
-    """Finds nothing itself; the finders after it do, once the package was checked."""
+    """Finder that only checks semiseg's packages; the finders after it import them."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -66,7 +67,7 @@ class _Guard(MetaPathFinder):
 
 
 def _found(name: str) -> Path | None:
-    """The file that ``import name`` would run; None if there is none, or only a folder without ``__init__.py``."""
+    """Return the file that ``import name`` would run; None if there is none, or a folder without ``__init__.py``."""
     for finder in sys.meta_path:
         if isinstance(finder, _Guard) or not hasattr(finder, "find_spec"):
             continue
@@ -77,7 +78,7 @@ def _found(name: str) -> Path | None:
 
 
 def _remedy(name: str, found: Path) -> str:
-    """A sentence on where the file comes from, and one on what to do."""
+    """Return one sentence about the origin of the file and one about the remedy."""
     owners = [one for one in metadata.distributions() if one.name != "semiseg" and _brought(one, name, found)]
     if owners:
         named = ", ".join(f"{owner.name} {owner.version}" for owner in owners)
@@ -91,8 +92,8 @@ def _remedy(name: str, found: Path) -> str:
         return f"It is not the file that semiseg was installed with. {_REINSTALL}"
     folder = found.parent.parent if found.name == "__init__.py" else found.parent
     return (
-        f"No installed distribution brought it. Start semiseg from another folder, remove {folder} from PYTHONPATH, or "
-        f"rename {found.parent if found.name == '__init__.py' else found}."
+        f"It belongs to no installed distribution. Start semiseg from another folder, remove {folder} from PYTHONPATH, "
+        f"or rename {found.parent if found.name == '__init__.py' else found}."
     )
 
 

@@ -1,6 +1,6 @@
-"""A scan's files as parts of an upload: as they are, or packed into one zip.
+"""Preparation of a scan's files for an upload: as separate parts, or packed into one zip.
 
-Their names may tell who the patient is, so the server gets numbers instead.
+File names may identify the patient, so the server receives numbers instead.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import IO
 from semiseg.errors import InputError
 from semiseg.volumes.read_options import Paths
 
-_OPEN_FILES = 100  # more are sent as one zip: a process may hold about a thousand files open
+_OPEN_FILES = 100  # more files are sent as one zip, because a process may have only about a thousand open files
 
 
 def multipart_files(name: str, paths: Paths, stack: contextlib.ExitStack) -> list[tuple[str, tuple[str, IO[bytes]]]]:
-    """Open files as parts of a form.
+    """Open files as parts of a multipart form.
 
     Args:
-        name: name of the form's field.
-        paths: files or folders of one scan; a folder, many files, or a header with its data files become one zip.
-        stack: context that closes the files.
+        name: Name of the form field.
+        paths: Files or folders of one scan; a folder, many files, or a header with its data files become one zip.
+        stack: Context that closes the files.
 
     Raises:
-        InputError: a file is missing, or there is none.
+        InputError: A file does not exist, or the list is empty.
     """
     given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     missing = [path for path in given if not path.exists()]
@@ -44,9 +44,9 @@ def multipart_files(name: str, paths: Paths, stack: contextlib.ExitStack) -> lis
 
 
 def _zip_into(stream: IO[bytes], given: Sequence[Path]) -> None:
-    """Pack files and the files in folders, stored without compression, under numbers.
+    """Write files, and the files in folders, to a zip archive without compression; members are named by numbers.
 
-    A header that has its voxels in other files takes these along, under the names by which it finds them.
+    The data files of a header are included under the names by which the header refers to them.
     """
     files: list[Path] = []
     for path in given:
@@ -62,7 +62,7 @@ def _zip_into(stream: IO[bytes], given: Sequence[Path]) -> None:
         members.setdefault(file.resolve(), f"{number:05d}")
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for file, name in members.items():
-            # The year that zip begins with: a file older than that could not be packed otherwise.
+            # The default date, 1980, because zip cannot store an older one.
             info = zipfile.ZipInfo(name)
             with file.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
                 while chunk := source.read(2**20):
@@ -71,11 +71,11 @@ def _zip_into(stream: IO[bytes], given: Sequence[Path]) -> None:
 
 
 def _parts_of_header(path: Path) -> Mapping[str, Path]:
-    """The files of a scan whose header has its voxels in other files, by names under which it finds them."""
+    """Return the data files of a detached header, by the names under which the header refers to them."""
     if path.suffix.lower() not in (".hdr", ".mhd", ".nhdr") and not path.name.lower().endswith(".hdr.gz"):
         return {}
     try:
         from semiseg.volumes.formats.registry import scan_parts
-    except ImportError:  # the gateway has a client, and sends DICOM
+    except ImportError:  # the gateway is installed without the image packages; it sends only DICOM
         return {}
     return scan_parts(path)

@@ -1,4 +1,4 @@
 """The web service, the gateway to a PACS, the queue of jobs that both use, and the labelling server."""
 
-# What semiseg.own_packages tells its packages from others of the same name by.
+# Mark by which semiseg.own_packages recognises its packages among others of the same name.
 PART_OF = "semiseg"

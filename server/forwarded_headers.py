@@ -1,4 +1,4 @@
-"""What a proxy in front says of a request (X-Forwarded-For, -Host, -Prefix), believed of configured proxies only."""
+"""Headers that a reverse proxy adds (X-Forwarded-For, -Host, -Prefix); only those of trusted proxies are used."""
 
 from __future__ import annotations
 
@@ -15,32 +15,31 @@ _PREFIX = re.compile(r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~-]{1,64}){1,8}")
 
 
 class TrustedProxies:
-    """The proxies that are believed, and the path below which they show this server."""
+    """The proxies whose forwarded headers are used, and the path prefix under which they publish this server."""
 
     def __init__(self, addresses: Iterable[str] = (), prefix: str = "") -> None:
         """Read the configuration.
 
         Args:
             addresses: Addresses and networks, such as ``10.1.2.3`` or ``172.16.0.0/12``.
-            prefix: Path below which all requests come, such as ``/semiseg``; a believed proxy may name another one.
+            prefix: Path prefix of all requests, such as ``/semiseg``; a trusted proxy may send another one.
 
         Raises:
-            InputError: one of them is none.
+            InputError: An address or the prefix is invalid.
         """
         self.networks = tuple(_network(one) for one in addresses)
         self._prefix = _checked_prefix(prefix.rstrip("/"))
 
     def trusts(self, host: str | None) -> bool:
-        """Whether what comes from this address is believed."""
+        """Return True if forwarded headers from this address are used."""
         found = _address(host or "")
         return found is not None and any(found in network for network in self.networks)
 
     def apply(self, scope: dict[str, Any]) -> None:
-        """Write into an ASGI scope what is believed.
+        """Write the values of trusted headers into an ASGI scope.
 
-        ``client`` becomes the nearest address that is no believed proxy, ``semiseg.host`` the host by which the client
-        knows this server, and ``semiseg.prefix`` the path in front of ours, which is taken from ``path`` where the
-        proxy left it in.
+        ``client`` becomes the nearest address that is not a trusted proxy, ``semiseg.host`` the host name that the
+        client used, and ``semiseg.prefix`` the path prefix, which is removed from ``path`` if the proxy left it there.
         """
         host, prefix = _last(scope, b"host"), self._prefix
         peer = (scope.get("client") or ("", 0))[0]
@@ -55,7 +54,7 @@ class TrustedProxies:
             scope["raw_path"] = scope["path"].encode()
 
     def _nearest(self, peer: str, forwarded: Sequence[str]) -> str:
-        """The address in front of the last believed proxy: each wrote down at the end who came to it."""
+        """The address in front of the last trusted proxy; each proxy appends the address that connected to it."""
         found = peer
         for one in reversed(forwarded):
             address = _address(one)
@@ -68,7 +67,7 @@ class TrustedProxies:
 
 
 def path_prefix(scope: Any) -> str:
-    """The path in front of ours in addresses that the client is told."""
+    """The path prefix of this server in URLs that are sent to the client."""
     prefix: str = scope.get("semiseg.prefix", "")
     return prefix
 
@@ -99,10 +98,12 @@ def _network(text: str) -> Network:
     try:
         return ip_network(text, strict=False)
     except ValueError:
-        raise InputError(f"{text!r} is no address and no network of a proxy; write 10.1.2.3 or 10.1.0.0/16.") from None
+        raise InputError(
+            f"{text!r} is not an IP address or network of a proxy; write it like 10.1.2.3 or 10.1.0.0/16."
+        ) from None
 
 
 def _checked_prefix(prefix: str) -> str:
     if prefix and not _PREFIX.fullmatch(prefix):
-        raise InputError(f"{prefix!r} is no path below which a proxy shows a server; write it like /semiseg.")
+        raise InputError(f"{prefix!r} is not a valid path prefix; write it like /semiseg.")
     return prefix

@@ -1,7 +1,7 @@
-"""HTTP/1.1 with little patience: a connection that sends no whole head of a request is closed after a while, and one
-address has a part of the connections only.
+"""HTTP/1.1 protocol with a time limit for request heads and a limit of connections per address.
 
-uvicorn waits for ever for the first head, so that a thousand silent connections would take every descriptor there is.
+uvicorn waits without limit for the first request head, so that a thousand silent connections would use up all file
+descriptors.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ MAX_CONNECTIONS = 1000
 
 
 class TimeoutH11Protocol(H11Protocol):
-    """uvicorn's protocol on h11, with a timer that runs while a head is awaited."""
+    """The h11 protocol of uvicorn, with a timer that runs while a request head is awaited."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _address = ""
-    # Of the server, whose protocol is a class of its own; see make_protocol.
+    # Shared by the connections of one server: make_protocol makes a subclass for each server.
     per_address = MAX_CONNECTIONS
     proxies = TrustedProxies()
     open_connections: ClassVar[Counter[str]] = Counter()
 
     def connection_made(self, transport: Any) -> None:
-        """A client is there."""
+        """Count the connection and start the timer; close it if its address has too many."""
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         address = str(peer[0]) if isinstance(peer, tuple) else ""
@@ -45,12 +45,12 @@ class TimeoutH11Protocol(H11Protocol):
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
-        """Something came."""
+        """Stop the timer once the request head is complete."""
         super().data_received(data)
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
+        """Stop the timer and uncount the connection."""
         self._stop_timer()
         if self._address:
             self.open_connections[self._address] -= 1
@@ -71,18 +71,18 @@ class TimeoutH11Protocol(H11Protocol):
 
     def _give_up(self) -> None:
         self._head_timer = None
-        # Between two requests of a connection uvicorn has a shorter timer of its own; a running answer is left alone.
+        # Between two requests of a connection uvicorn has its own, shorter timer; a running response is not cut off.
         if self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE and not self.transport.is_closing():
             self.transport.close()
 
 
 def make_protocol(per_address: int, proxies: TrustedProxies) -> type[TimeoutH11Protocol]:
-    """The protocol of one server, of which an address that is none of ``proxies`` has ``per_address`` connections."""
+    """The protocol of one server: at most ``per_address`` connections of an address that is not in ``proxies``."""
     members = {"per_address": per_address, "proxies": proxies, "open_connections": Counter()}
     return type("TimeoutH11Protocol", (TimeoutH11Protocol,), members)
 
 
-_SENTENCE = json.dumps({"error": "Your address has as many connections here as one may; close some of them."}).encode()
+_SENTENCE = json.dumps({"error": "Your address has too many open connections here; close some of them."}).encode()
 _TOO_MANY = (
     b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 5\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(_SENTENCE), _SENTENCE)

@@ -1,4 +1,4 @@
-"""API keys: who may use the server, read from a file or the environment, and taken back without a restart."""
+"""API keys of the users of a server, read from a file or the environment; changes need no restart."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 from semiseg.errors import InputError
 
 KEYS_ENV = "SEMISEG_API_KEYS"
-MIN_KEY_LENGTH = 20  # characters; whoever makes keys with `openssl rand -hex 32` has 64
+MIN_KEY_LENGTH = 20  # characters; a key made with `openssl rand -hex 32` has 64
 
 
 class ApiKeys:
-    """The keys that are good at present, each with the name of who has it."""
+    """The currently valid keys, each with the name of its owner."""
 
     def __init__(self, file: Path | None = None) -> None:
-        """Read them.
+        """Read the keys.
 
         Args:
-            file: a line for each key, its owner's name, a blank and the key; `#` begins a comment. None takes the
-                environment variable SEMISEG_API_KEYS, the same with commas for line ends.
+            file: File with one line for each key: the owner's name, a space and the key; `#` begins a comment. If None,
+                the environment variable SEMISEG_API_KEYS is read, with commas in place of line ends.
 
         Raises:
-            InputError: the file cannot be read, names nobody, or has a key that is short or given twice.
+            InputError: The file cannot be read, contains no key, or contains a key that is too short or given twice.
         """
         self._file = file
         self._lock = threading.Lock()
@@ -36,11 +36,11 @@ class ApiKeys:
 
     @property
     def required(self) -> bool:
-        """Whether there are any: without one the server answers everybody."""
+        """True if requests need a key; if no keys are configured, the server accepts all requests."""
         return self._file is not None or bool(self._owners)
 
     def find_owner(self, key: str) -> str | None:
-        """Whose key it is; None for a key that is not, or no longer, good. Takes as long for each of them."""
+        """Return the owner of a key; None if it is not, or no longer, valid. Runs in constant time for all keys."""
         self._read()
         digest = _digest(key)
         found = None
@@ -74,7 +74,7 @@ class ApiKeys:
 
 
 def key_from_headers(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The key that a request carries, by its ASGI headers: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``."""
+    """The API key in a request's ASGI headers: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``."""
     for name, value in headers:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
             return value[7:].strip().decode("latin-1")
@@ -90,17 +90,17 @@ def _parsed(text: str, where: str) -> dict[bytes, str]:
         if not words:
             continue
         if len(words) != 2:
-            raise InputError(f"{where}, key {number}: write a name, a blank and the key.")
+            raise InputError(f"{where}, key {number}: write a name, a space and the key.")
         name, key = words
         if len(key) < MIN_KEY_LENGTH:
-            raise InputError(f"{where}, key {number}: it is shorter than {MIN_KEY_LENGTH} characters.")
+            raise InputError(f"{where}, key {number}: the key is shorter than {MIN_KEY_LENGTH} characters.")
         digest = _digest(key)
         if digest in owners:
-            raise InputError(f"{where}, key {number}: it is another one's already.")
+            raise InputError(f"{where}, key {number}: the key is given twice.")
         owners[digest] = name
     return owners
 
 
 def _digest(key: str) -> bytes:
-    # All have one length then, and nothing of a key stays in memory.
+    # All digests have one length, for comparison in constant time, and no key stays in memory.
     return hashlib.sha256(key.encode("utf-8", "replace")).digest()

@@ -1,4 +1,4 @@
-"""The server's log: one JSON object a line on standard error, and nothing in it that a scan said."""
+"""The server's log: one JSON object per line on standard error, without any content of scans."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 LOGGER_NAME = "semiseg"
-TRUSTED_LOGGERS = (LOGGER_NAME, "uvicorn", "asyncio")  # whose sentences do not quote what is read from a file
+TRUSTED_LOGGERS = (LOGGER_NAME, "uvicorn", "asyncio")  # their messages do not quote the content of files
 REPEAT_SECONDS = 60.0  # seconds in which the same message of another package, about the same peer, is written once
 _MOST_KEYS = 1000
 
@@ -25,15 +25,15 @@ def utc_timestamp(moment: float) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as JSON; ``extra={"fields": {...}}`` becomes fields of its own.
+    """Formats a record as JSON; the entries of ``extra={"fields": {...}}`` become fields of the object.
 
-    Of other packages' messages only the event is kept unless their logger is trusted: who said it, how grave it is, and
-    the place in the code that stands for its words. Of exceptions kind and place are kept. pydicom, for one, quotes the
-    attribute that it dislikes.
+    The text of a message from a logger that is not trusted is replaced by the package, the level and the position in
+    the code from which it was logged: pydicom, for example, quotes the values of invalid attributes. Exceptions are
+    logged by type and position.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return the record as one line."""
         trusted = _is_trusted(record)
         message = record.getMessage().partition("\n")[0] if trusted else _without_its_words(record)
         line: dict[str, object] = {
@@ -53,19 +53,19 @@ class JsonFormatter(logging.Formatter):
 
 
 class RepeatFilter(logging.Filter):
-    """Lets a message of another package through once in a while: a damaged scan has hundreds of the same.
+    """Drops repeated messages of other packages: a damaged scan can cause hundreds of the same.
 
-    The next that is let through tells how many were not (`repeated`).
+    The next message that is let through has the number of dropped ones in the field `repeated`.
     """
 
     def __init__(self) -> None:
-        """Nothing has been said yet."""
+        """Create a filter that has seen no message."""
         super().__init__()
         self._lock = threading.Lock()
         self._said: dict[tuple[object, ...], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is written."""
+        """Return True if the record is to be written."""
         if _is_trusted(record):
             return True
         key, now = (record.name, _without_its_words(record), _peer_of(record)), time.monotonic()
@@ -87,12 +87,12 @@ def _is_trusted(record: logging.LogRecord) -> bool:
 
 
 def _peer_of(record: logging.LogRecord) -> str:
-    """The address that a connection's thread has in its name, KIND@ADDRESS."""
+    """The address of the peer, from the name KIND@ADDRESS of a connection's thread."""
     return (record.threadName or "").partition("@")[2]
 
 
 def _without_its_words(record: logging.LogRecord) -> str:
-    """What happened, by the place in a package's code that said so: its sentence may quote a scan."""
+    """A message with the position in the code in place of the original text, which may quote a scan."""
     package, level = record.name.split(".")[0], record.levelname.lower()
     place = f"{_module(record.pathname)}:{record.lineno} {record.funcName}"
     if record.name == "py.warnings":
@@ -100,11 +100,11 @@ def _without_its_words(record: logging.LogRecord) -> str:
         found = _WARNING.match(record.getMessage())
         file, line, category = found.groups() if found else ("an unknown place", "0", "Warning")
         package, place = f"Python ({category})", f"{_module(file)}:{line}"
-    return f"A message of level {level} of {package}, from {place}; its words may quote a scan and are left out."
+    return f"A message of level {level} from {package} at {place}; its text may quote a scan and is left out."
 
 
 def _module(file: str) -> str:
-    """The end of a source file's path, from its package on."""
+    """The last three parts of a source file's path."""
     return "/".join(Path(file).parts[-3:])
 
 
@@ -127,13 +127,13 @@ def configure_logging() -> None:
 
 
 def _thread_ended(args: threading.ExceptHookArgs) -> None:
-    """Log the error that ended a thread, where Python would print its words; ``sys.exit`` in a thread is no error."""
+    """Log the error that ended a thread; Python would print its message. ``sys.exit`` in a thread is not an error."""
     if args.exc_type is not SystemExit:
         _unexpected("A thread ended", args)
 
 
 def _not_raised(args: sys.UnraisableHookArgs) -> None:
-    """Log an error in a destructor or a callback; Python would print its words."""
+    """Log an error in a destructor or a callback; Python would print its message."""
     _unexpected("An error could not be raised", args)
 
 

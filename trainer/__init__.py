@@ -1,4 +1,7 @@
-"""The semi-supervised methods and the one loop that trains them all. Needs torch; everything below it does not."""
+"""Semi-supervised methods and the training loop that they share.
 
-# What semiseg.own_packages tells its packages from others of the same name by.
+This package needs torch; :mod:`semiseg`, on which it builds, does not.
+"""
+
+# semiseg.own_packages uses this to distinguish this package from others of the same name.
 PART_OF = "semiseg"

@@ -1,8 +1,8 @@
-"""Labels of whole scans by atlases: labelled scans are registered onto a scan, and their labels vote in each voxel.
+"""Multi-atlas labelling: labelled scans are registered onto a scan, and their labels are fused in each voxel.
 
-The labels are soft: the share of the votes for each channel (:mod:`trainer.label_fusion`), and a weight that falls with
-the smallest d where it is larger than usual among the labelled scans. The labelled scans judge the atlases
-(:mod:`trainer.atlas_quality`): each is labelled by the others.
+The labels are soft: the share of the votes for each channel (:mod:`trainer.label_fusion`), and a weight that decreases
+with the smallest d where this is larger than usual among the labelled scans. The quality of the atlases is estimated by
+leave-one-out cross-validation (:mod:`trainer.atlas_quality`): each labelled scan is labelled by the others.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from trainer.registration import (
 )
 from trainer.soft_labels import BYTE_MAX, to_bytes
 
-CACHE_VERSION = 2  # raise when the labels of the same scans become others
+CACHE_VERSION = 2  # raise this when the labels of the same scans change
 
 
 @dataclass(frozen=True)
 class AtlasSet:
-    """Labelled scans that label others.
+    """Labelled scans with which other scans are labelled.
 
     Attributes:
-        cases: The labelled scans, prepared.
-        channels: How their codes become channels.
+        cases: The labelled scans, preprocessed.
+        channels: Conversion of label codes to channels.
         work: Side in mm of the voxels on which scans are registered.
-        cache: Folder in which labels and judgements are kept for other runs.
-        processes: Most processes that work at a time.
+        cache: Folder in which labels and cross-validation results are kept for other runs.
+        processes: Largest number of processes that run at a time.
     """
 
     cases: tuple[PreparedCase, ...]
@@ -71,10 +71,10 @@ class AtlasSet:
         cache: Path,
         processes: int,
     ) -> AtlasSet:
-        """Atlases of labelled ``cases`` for ``others``."""
+        """Create a set from labelled ``cases`` for labelling ``others``."""
         every = [*cases, *others]
         work = working_spacing([case.shape for case in every], [case.spacing for case in every])
-        # Of the largest scan: the sums of the fusion, a warped atlas, and what they are made of.
+        # Memory of a process for the largest scan: the sums of the fusion, a warped atlas, and temporary arrays.
         bytes_each = 4 * max(math.prod(case.shape) for case in every) * (2 * channels.segments + 8)
         allowed = max(1, int(0.5 * (physical_memory() or bytes_each) / bytes_each))
         return cls(tuple(cases), channels, work, cache, min(processes, allowed))
@@ -85,12 +85,12 @@ class AtlasSet:
         return tuple(case.case_id for case in self.cases)
 
     def without(self, names: Sequence[str]) -> AtlasSet:
-        """The same without some of the labelled scans."""
+        """Return a copy without some of the labelled scans."""
         kept = tuple(case for case in self.cases if case.case_id not in names)
         return AtlasSet(kept, self.channels, self.work, self.cache, self.processes)
 
     def cross_validate(self) -> Iterator[AtlasScore]:
-        """Each labelled scan, labelled by the others; nothing for a single one."""
+        """Label each labelled scan with the others and yield the scores; yields nothing for a single scan."""
         if len(self.cases) < 2:
             return
         file = self._file("judged", [])
@@ -108,12 +108,13 @@ class AtlasSet:
     def label_scans(
         self, cases: Sequence[PreparedCase], sharpness: float, usual: float | None
     ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """Names and soft labels (:mod:`trainer.soft_labels`) of scans, in their order.
+        """Yield names and soft labels (:mod:`trainer.soft_labels`) of scans, in their order.
 
         Args:
             cases: The scans.
-            sharpness: k.
-            usual: A voxel weighs 1 up to this d, and exp(usual - d) above; None takes the median of each scan.
+            sharpness: Constant k of :mod:`trainer.label_fusion`.
+            usual: A voxel has the weight 1 up to this d, and exp(usual - d) above; None takes the median d of each
+                scan.
         """
         files = {case.case_id: self._file("atlas", [to_file_reference(case.image), sharpness, usual]) for case in cases}
         made = {name for name, file in files.items() if file is not None and file.is_file()}
@@ -131,12 +132,15 @@ class AtlasSet:
             yield name, labels
 
     def _file(self, kind: str, told: Sequence[Any]) -> Path | None:
-        """Where something is kept; None for scans that have no files, by whose names they are known."""
+        """Return the cache file of a result, or None if a scan is not memory-mapped from a file.
+
+        The files of the scans identify them.
+        """
         arrays = [to_file_reference(array) for case in self.cases for array in (case.image, case.labels)]
         every = [*arrays, *(one for one in told if not isinstance(one, float | None))]
         if not all(isinstance(one, ArrayFile) for one in every):
             return None
-        # The name of a file of prepared scans is a hash of what is in it.
+        # The file name of a preprocessed scan is a hash of its content.
         parts = [one.path.name if isinstance(one, ArrayFile) else one for one in (*arrays, *told)]
         version = SimpleITK.Version.VersionString()
         text = json.dumps([CACHE_VERSION, version, parts, self.work, asdict(self.channels)])
@@ -144,7 +148,7 @@ class AtlasSet:
         return self.cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}-{kind}.{ending}"
 
     def _spread(self, work: Any, items: Sequence[Any]) -> Iterator[Any]:
-        """The results of a function for each item, by as many processes as may work at a time."""
+        """Yield the results of a function for each item, computed by several processes if possible."""
         done = 0
         if self.processes > 1 and len(items) > 1:
             try:
@@ -152,7 +156,9 @@ class AtlasSet:
                     yield result
                     done += 1
             except BrokenProcessPool:
-                pass  # killed for want of memory, or started by a script that processes cannot import: go on alone
+                # A process ran out of memory, or the main script cannot be imported by the processes. Continue in this
+                # process.
+                pass
         if done == len(items):
             return
         _start(self)
@@ -162,12 +168,12 @@ class AtlasSet:
             _PREPARED.clear()
 
     def _pooled(self, work: Any, items: Sequence[Any]) -> Iterator[Any]:
-        # A fork of a process that computes with several threads may hang.
+        # Forking a process that has several threads may hang.
         method = "spawn" if multiprocessing.get_start_method(allow_none=True) in (None, "fork") else None
         context = multiprocessing.get_context(method)
         count = min(self.processes, len(items))
         with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(self,)) as pool:
-            ahead = 2 * count  # results wait here when they are not fetched as fast as they are made
+            ahead = 2 * count  # limits the number of results that wait in memory
             waiting = [pool.submit(work, item) for item in items[:ahead]]
             for number in range(len(items)):
                 yield waiting[number].result()
@@ -176,7 +182,7 @@ class AtlasSet:
 
 
 _PREPARED: list[tuple[AtlasSet, tuple[Atlas, ...]]] = []
-"""The atlases of this process, prepared once; none or one."""
+"""The atlas set of this process with its prepared atlases; empty or one entry."""
 
 
 def _start(atlases: AtlasSet) -> None:
@@ -208,7 +214,7 @@ def _label(item: tuple[PreparedCase, float, float | None]) -> tuple[str, NDArray
     for masks, difference in registered.votes():
         fusion.add(masks, difference)
     labels = np.zeros((channels.segments + (not channels.overlapping) + 1, *case.shape), np.uint8)
-    # Beyond the part every atlas says the background.
+    # Outside this part of the scan, every atlas has the background.
     labels[-1] = BYTE_MAX
     if not channels.overlapping:
         labels[0] = BYTE_MAX
@@ -218,7 +224,7 @@ def _label(item: tuple[PreparedCase, float, float | None]) -> tuple[str, NDArray
         usual = float(np.median(fusion.nearest[known])) if known.any() else 0.0
     weight = np.where(known, np.exp(np.minimum(0.0, usual - fusion.nearest)), 0.0)
     labels[inside] = to_bytes(channels.from_segments(fusion.segment_probabilities()), weight)
-    labels[-1][inside[1:]] = np.maximum(labels[-1][inside[1:]], known)  # what is known is never rounded away
+    labels[-1][inside[1:]] = np.maximum(labels[-1][inside[1:]], known)  # known voxels keep a positive weight
     return case.case_id, labels
 
 
@@ -227,7 +233,7 @@ def _judge(index: int) -> AtlasScore:
     own, case, channels = prepared[index], atlases.cases[index], atlases.channels
     others = [k for k in range(len(prepared)) if k != index]
     registered = RegisteredAtlases([prepared[k] for k in others], own.scan, case)
-    # The way back from one of the others: over all scans that is enough for a median.
+    # One inverse registration for each scan is enough for the median over all scans.
     back = register(prepared[others[0]].scan, own.scan)
     away = inverse_inconsistency(registered.transforms[0], back, own.scan)
     truth = channels.masks(_codes(case), case.has_ignored_voxels)
@@ -252,14 +258,14 @@ def _judge(index: int) -> AtlasScore:
 
 
 def _mean_dice(found: NDArray[np.bool_], truth: FloatArray, inside: tuple[slice, ...]) -> float | None:
-    """Mean Dice of the segments, over the voxels that somebody outlined.
+    """Return the mean Dice of the segments, over the voxels with a known label.
 
-    A segment that is neither outlined nor found does not count; None where none counts.
+    A segment that is in neither mask does not count; the result is None if no segment counts.
 
     Args:
-        found: Masks (segments, *part) of a part of the scan; nothing was found beyond it.
-        truth: Outlines (segments + 1, X, Y, Z) of :meth:`LabelChannels.masks`.
-        inside: The part.
+        found: Predicted masks (segments, *part) of a part of the scan; they are empty outside this part.
+        truth: Reference masks (segments + 1, X, Y, Z) from :meth:`LabelChannels.masks`.
+        inside: Slices of the part.
     """
     masks = np.zeros((len(found), *truth.shape[1:]), bool)
     masks[inside] = found

@@ -1,4 +1,4 @@
-"""How far atlases can be trusted, from labelled scans that are labelled by one another."""
+"""Quality of atlases, estimated by leave-one-out cross-validation on the labelled scans."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any
 
 import numpy as np
 
-SHARPNESS = (1.0, 2.0, 4.0, 8.0)  # the values of k (:mod:`trainer.label_fusion`) that the labelled scans choose from
-DEFAULT_SHARPNESS = 2.0  # k where there are too few of them to choose
-OUTLIER_MARGIN = 0.2  # of Dice: an atlas that is this much worse than the median one is unlike the others
+SHARPNESS = (1.0, 2.0, 4.0, 8.0)  # values of k (:mod:`trainer.label_fusion`) from which cross-validation selects
+DEFAULT_SHARPNESS = 2.0  # k if there are too few labelled scans for cross-validation
+OUTLIER_MARGIN = 0.2  # an atlas is an outlier if its Dice is lower than the median atlas's by more than this
 
 
 @dataclass(frozen=True)
 class AtlasScore:
-    """A labelled scan, labelled by the others.
+    """Scores of the atlases on one labelled scan, which the other labelled scans label.
 
     Attributes:
-        name: Its name.
-        alone: Dice of each atlas by itself, over SHARPNESS alike; None for itself, or where there is nothing to judge.
-        together: Dice of all others together for each of SHARPNESS; None where there is nothing to judge.
+        name: Name of the scan.
+        alone: Dice of each atlas alone, which does not depend on the sharpness. None for the scan itself, or if no
+            segment can be compared.
+        together: Dice of all other scans together for each value of SHARPNESS; None if no segment can be compared.
         difference: Median over the scan of the smallest d.
-        inconsistency: Distance in mm of points from where the way to another scan and back leads them.
+        inconsistency: Median distance in mm between points and their images under registration to another scan and
+            back.
     """
 
     name: str
@@ -34,22 +36,22 @@ class AtlasScore:
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> AtlasScore:
-        """What JSON holds of one; its tuples are lists there."""
+        """Create a score from JSON, in which tuples are lists."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
         return cls(**values)
 
 
 @dataclass(frozen=True)
 class AtlasAssessment:
-    """What the labelled scans say of the atlases.
+    """Summary of the scores over all labelled scans.
 
     Attributes:
-        dice: Mean Dice over the labelled scans that hold a segment, each labelled by the others; None where nothing
-            could be judged.
-        alone: Mean Dice of each atlas by itself on the others; atlases that could not be judged are not in it.
+        dice: Mean Dice over the labelled scans that hold a segment, each labelled by the others; None if no scan could
+            be compared.
+        alone: Mean Dice of each atlas alone on the other scans, by name; atlases without a score are left out.
         sharpness: The best k.
-        difference: Median over the scans of :attr:`AtlasScore.difference`; None without any.
-        inconsistency: Median over the scans of :attr:`AtlasScore.inconsistency`, in mm; None without any.
+        difference: Median over the scans of :attr:`AtlasScore.difference`; None without scores.
+        inconsistency: Median over the scans of :attr:`AtlasScore.inconsistency`, in mm; None without scores.
     """
 
     dice: float | None
@@ -60,7 +62,7 @@ class AtlasAssessment:
 
     @classmethod
     def from_scores(cls, names: Sequence[str], found: Sequence[AtlasScore]) -> AtlasAssessment:
-        """What the scans come to, for atlases called ``names``."""
+        """Summarise the scores ``found`` of the scans, for atlases called ``names``."""
         tables = [one.together for one in found if one.together is not None]
         alone = {}
         for number, name in enumerate(names):
@@ -78,7 +80,7 @@ class AtlasAssessment:
         )
 
     def outliers(self) -> list[str]:
-        """The atlases that label the others much worse than the median one does; at least two are always kept."""
+        """Return the names of atlases whose mean Dice is far below the median; at least two atlases are kept."""
         if len(self.alone) < 3:
             return []
         middle = statistics.median(self.alone.values())

@@ -1,4 +1,4 @@
-"""The batches of a run: patches cut from prepared scans, and the predictions that decide where they are cut."""
+"""Batches of a run: patches of preprocessed scans, and the predictions that determine where patches are cut."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Foreground = dict[str, tuple[NDArray[np.int32], ...]]
 
 
 class BatchStream:
-    """The batches of a run.
+    """Batches of a run.
 
-    Between two refreshes they are made ahead of time; what a refresh predicts is the last thing that they depend on
-    besides the recipe and the step.
+    Between two refreshes of the predictions, batches are made ahead of time: they depend only on the recipe, the step,
+    and the predictions of the last refresh.
     """
 
     def __init__(
@@ -43,11 +43,12 @@ class BatchStream:
         """Prepare to draw patches.
 
         Args:
-            plan: The plan of the run.
-            cases: The prepared scans.
-            pseudo: Where predictions that serve as labels lie.
-            device: The device that the run computes on.
-            scans: What a stage works with that labels scans without a network of its own.
+            plan: Plan of the run.
+            cases: The preprocessed scans.
+            pseudo: Storage of the pseudo-labels.
+            device: Device of the run.
+            scans: Function from the preprocessed scans to the input of stages that label scans without a network of
+                their own.
         """
         self._plan, self._cases, self._device = plan, cases, device
         self._scans = scans
@@ -57,11 +58,11 @@ class BatchStream:
 
     @property
     def foreground(self) -> Foreground:
-        """Where the last predictions found each segment, by unlabelled scan; a checkpoint holds it."""
+        """Voxels of each segment in the last predictions, by unlabelled scan; stored in checkpoints."""
         return self._draws.foreground
 
     def restore(self, step: int, foreground: Foreground) -> None:
-        """Go on at ``step`` from a checkpoint."""
+        """Continue at ``step`` from a checkpoint."""
         stages = self._plan.stages
         self._draws.foreground = foreground
         made = {source: s for s in range(min(step, stages.steps)) for source in stages.labelling_sources(s)}
@@ -71,7 +72,7 @@ class BatchStream:
                 self._pseudo[source] = self._kept.read(at, source, self._plan.unlabelled)
 
     def until_refresh(self, step: int, models: ModelSet) -> Iterator[tuple[Batch, StepPlan]]:
-        """Renew the predictions that are due before ``step``; then yield batch and plan of each step until the next."""
+        """Refresh the predictions due before ``step``, then yield batch and plan of each step to the next refresh."""
         stages, recipe, preprocessing = self._plan.stages, self._plan.recipe, self._plan.preprocessing
         self._refresh(step, models)
         before = sum((stages.step_plan(s).composition for s in range(step)), BatchComposition(0, 0))
@@ -95,19 +96,19 @@ class BatchStream:
             yield batch.to(self._device), step_plan
 
     def release(self) -> None:
-        """Unmap the files of pseudo-labels: Windows deletes none that is mapped."""
+        """Unmap the files of pseudo-labels, because Windows does not delete mapped files."""
         self._pseudo = {}
 
     def _requests(
         self, step: int, step_plans: list[StepPlan], before: BatchComposition
     ) -> Iterator[list[PatchRequest]]:
-        """The patches of each step that this process makes: every W-th one of W processes."""
+        """Yield the patches of each step that this process makes: every W-th one with W processes."""
         for s, step_plan in enumerate(step_plans, start=step):
             yield self._draws.requests(s, step_plan.composition, before)[rank() :: process_count()]
             before += step_plan.composition
 
     def _refresh(self, step: int, models: ModelSet) -> None:
-        """What is renewed before ``step``: predictions first, then what a stage hands over, then what starts anew."""
+        """Refresh the predictions due before ``step``, and then let the models begin the step."""
         stages = self._plan.stages
         if stages.refreshes_foreground(step):
             self._predict_foreground(models.segmenter())
@@ -120,7 +121,7 @@ class BatchStream:
         models.begin_step(step)
 
     def _predict_foreground(self, segmenter: Segmenter) -> None:
-        """Predict every unlabelled scan that does not fit into a patch; where it finds foreground, patches are cut."""
+        """Predict the foreground, on which patches are placed, of every unlabelled scan larger than a patch."""
         patch = self._plan.recipe.size()
         for case_id in self._plan.unlabelled:
             case = self._cases[case_id]
@@ -131,19 +132,19 @@ class BatchStream:
             self._draws.foreground[case_id] = sample_segment_voxels(encoded, self._plan.segments)
 
     def _predict_labels(self, step: int, source: str, segmenter: Segmenter) -> None:
-        """Predict every unlabelled scan, each process its share."""
+        """Predict every unlabelled scan; each process predicts its share."""
         for case_id in self._plan.unlabelled[rank() :: process_count()]:
             found = segmenter.segment_preprocessed(np.asarray(self._cases[case_id].image))
             self._kept.write(step, source, case_id, encode_prediction(found, self._plan.segments))
 
     def _label_scans(self, step: int, source: str, labels_of: ScanLabeller) -> None:
-        """Label every unlabelled scan without a network, each process its share; those that are there already stay."""
+        """Label every unlabelled scan that has no labels yet, without a network; each process labels its share."""
         mine = self._plan.unlabelled[rank() :: process_count()]
         for case_id, labels in labels_of([case_id for case_id in mine if not self._kept.has(step, source, case_id)]):
             self._kept.write(step, source, case_id, labels)
 
     def _take_labels(self, step: int, source: str) -> None:
-        """Take the labels that were made before ``step`` as those of a stage from now on."""
+        """Use the labels that were made before ``step`` as those of a stage from now on."""
         barrier()
         self._pseudo[source] = self._kept.read(step, source, self._plan.unlabelled)
         for case_id, labels in self._pseudo[source].items():
@@ -152,10 +153,10 @@ class BatchStream:
 
 
 def prepare_training_cases(plan: TrainingPlan, cache: Path, watch: ProgressCallback | None) -> dict[str, PreparedCase]:
-    """The training scans, preprocessed; the first process fills the cache.
+    """Preprocess the training scans; the first process fills the cache.
 
     Raises:
-        RecipeError: a segment lies in no labelled scan.
+        RecipeError: A segment is in no labelled scan.
     """
     split = plan.split
     progress = None if watch is None else lambda done, total: watch("preparing scans", done, total)

@@ -1,4 +1,4 @@
-"""The training scans after preprocessing, on disk and memory-mapped: computed once, read patch by patch."""
+"""Preprocessed training scans in memory-mapped files: they are computed once and read patch by patch."""
 
 from __future__ import annotations
 
@@ -23,25 +23,29 @@ from trainer.errors import RecipeError
 from trainer.mapped_arrays import from_file_reference, map_array, to_file_reference
 from trainer.targets import MAX_REGIONS
 
-CACHE_VERSION = 2  # raise when what is stored, or how, changes
-IGNORE = 255  # code of a voxel whose label nobody knows
-MAX_VOXELS_PER_SEGMENT = 2000  # voxels remembered per segment, to place patches on foreground
+CACHE_VERSION = 2  # raise this when the content or format of the stored files changes
+IGNORE = 255  # code of a voxel whose label is unknown
+MAX_VOXELS_PER_SEGMENT = 2000  # voxels kept per segment, on which patches are placed
 
 
 @dataclass(frozen=True)
 class PreparedCase:
     """One preprocessed scan.
 
-    ``image`` is a memory-mapped float32 (C, X, Y, Z); ``labels`` a memory-mapped uint8 (X, Y, Z) for the scans whose
-    labels may be opened, else None (see :func:`encode_labels`); ``places`` are voxels (N, 3) of each segment present in
-    the labels; ``ignores`` tells that the code :data:`IGNORE` marks voxels that nobody outlined.
+    Attributes:
+        case_id: Name of the scan.
+        image: Memory-mapped float32 (C, X, Y, Z).
+        labels: Memory-mapped uint8 (X, Y, Z), see :func:`encode_labels`; None for scans whose labels may not be opened.
+        segment_voxels: Voxels (N, 3) of each segment present in the labels.
+        spacing: Voxel spacing of the network's grid in mm.
+        has_ignored_voxels: True if the code :data:`IGNORE` marks voxels whose label is unknown.
     """
 
     case_id: str
     image: NDArray[np.float32]
     labels: NDArray[np.uint8] | None
     segment_voxels: tuple[NDArray[np.int32], ...]
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # mm, of the network's grid
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     has_ignored_voxels: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -52,7 +56,7 @@ class PreparedCase:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along X, Y, Z of the network's grid."""
+        """Number of voxels along X, Y, Z of the network's grid."""
         x, y, z = self.image.shape[1:]
         return (x, y, z)
 
@@ -68,10 +72,10 @@ def prepare_cases(
 ) -> dict[str, PreparedCase]:
     """Preprocess every training scan, or take it from ``cache``, and map it into memory.
 
-    The label file of a case in ``unlabelled`` is never opened.
+    The label files of the cases in ``unlabelled`` are never opened.
 
     Raises:
-        RecipeError: a scan cannot be preprocessed; the sentence names it.
+        RecipeError: A scan cannot be preprocessed; the message names it.
     """
     with_labels = tuple(labelled)
     ids = [*with_labels, *unlabelled]
@@ -102,7 +106,7 @@ def _prepared(
     label_file: Path | None = None
     if labelled:
         if case.label is None:
-            raise RecipeError("it is named as labelled and has no label file.")
+            raise RecipeError("The split lists it as labelled, but it has no label file.")
         values = [s.reference_values for s in segments]
         unknown = [] if dataset.ignore is None else [dataset.ignore]
         key = _key(image_key, sha256_of(case.label), values, are_overlapping(segments), *unknown)
@@ -129,7 +133,7 @@ def _prepared(
 
 
 def sample_segment_voxels(encoded: NDArray[np.uint8], segments: Sequence[Segment]) -> tuple[NDArray[np.int32], ...]:
-    """Up to :data:`MAX_VOXELS_PER_SEGMENT` evenly picked voxels (N, 3) of each segment that is present."""
+    """Return up to :data:`MAX_VOXELS_PER_SEGMENT` evenly spaced voxels (N, 3) of each segment that is present."""
     out = []
     known = encoded != IGNORE if len(segments) < MAX_REGIONS else np.True_
     for index in range(len(segments)):
@@ -142,17 +146,17 @@ def sample_segment_voxels(encoded: NDArray[np.uint8], segments: Sequence[Segment
 
 
 def encode_labels(labels: NDArray[Any], segments: Sequence[Segment], ignore: int | None = None) -> NDArray[np.uint8]:
-    """A label map -> one byte a voxel, as :class:`trainer.targets.Targets` reads it.
+    """Encode a label map as one byte per voxel, as :class:`trainer.targets.Targets` expects it.
 
-    Exclusive segments become 0 for the background and 1.. in order; regions become bits, the first one the lowest. The
-    value ``ignore`` becomes :data:`IGNORE`.
+    Exclusive segments become 1, 2, ... in their order, and the background becomes 0. Regions become bits, the first one
+    the lowest. The value ``ignore`` becomes :data:`IGNORE`.
 
     Raises:
-        RecipeError: eight regions use every code there is.
+        RecipeError: There are eight regions, which use all codes, so that none is left for ``ignore``.
     """
     if ignore is not None and are_overlapping(segments) and len(segments) >= MAX_REGIONS:
         most = MAX_REGIONS - 1
-        raise RecipeError(f"Labels with an ignore value can have {most} regions at most, not {len(segments)}.")
+        raise RecipeError(f"Labels with an ignore value can have at most {most} regions, not {len(segments)}.")
     out = np.zeros(labels.shape, dtype=np.uint8)
     for index, segment in enumerate(segments):
         mask = np.isin(labels, segment.reference_values)
@@ -166,7 +170,7 @@ def encode_labels(labels: NDArray[Any], segments: Sequence[Segment], ignore: int
 
 
 def segments_without_label(cases: Iterable[PreparedCase], segments: Sequence[Segment]) -> list[str]:
-    """Names of the segments that none of the labelled ``cases`` holds."""
+    """Return the names of the segments that are in none of the labelled ``cases``."""
     found = [(case.has_ignored_voxels, np.unique(case.labels)) for case in cases if case.labels is not None]
     codes = np.unique(np.concatenate([codes[codes != IGNORE] if ignores else codes for ignores, codes in found]))
     if are_overlapping(segments):
@@ -175,7 +179,7 @@ def segments_without_label(cases: Iterable[PreparedCase], segments: Sequence[Seg
 
 
 def encode_prediction(array: NDArray[Any], segments: Sequence[Segment]) -> NDArray[np.uint8]:
-    """A prediction (a label map, or masks (K, X, Y, Z) of regions) in the same form."""
+    """Encode a prediction (a label map, or masks (K, X, Y, Z) of regions) as :func:`encode_labels` does."""
     if not are_overlapping(segments):
         return encode_labels(array, segments)
     bits = (2 ** np.arange(len(segments), dtype=np.uint8))[:, None, None, None]
@@ -187,9 +191,9 @@ def _key(*parts: Any) -> str:
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
-    """Write a file of the cache. Its name is a hash of what is in it, so one that is there is the same.
+    """Write a file of the cache, unless it exists: the name is a hash of the content.
 
-    Two scans of equal voxels share a file, which the first has mapped by then; Windows would not replace it.
+    Two scans with equal voxels share a file. It is not written again, since Windows cannot replace a mapped file.
     """
     if path.exists():
         return

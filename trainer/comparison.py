@@ -1,10 +1,11 @@
-"""Several methods with one budget: which runs there are, and what they come to.
+"""Comparison of several methods with the same budget: its runs and their results.
 
-A figure of a method is the mean over the judged scans, of each scan's mean over segments, seeds and draws of the
-labelled scans. Its difference to ``supervised`` with as many labels is taken scan by scan, seed by seed, draw by draw.
-Intervals come from drawing draws, seeds and scans again (:func:`semiseg.evaluation.bootstrap.hierarchical_bootstrap`):
-with one seed they do not speak about other seeds, and with one draw not about other labelled scans. With folds every
-outlined scan is judged by the run of its fold.
+A figure of a method is the mean, over the evaluated scans, of each scan's mean over segments, seeds and draws of the
+labelled scans. Differences to ``supervised`` are computed with the same number of labels, and paired by scan, seed and
+draw. Intervals come from resampling draws, seeds and scans
+(:func:`semiseg.evaluation.bootstrap.hierarchical_bootstrap`): with one seed they do not cover the variation between
+seeds, and with one draw not the variation between sets of labelled scans. With folds, every outlined scan is evaluated
+by the run of its fold.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Trial:
         method: Name of the method.
         labelled: Number of labelled scans.
         seed: Seed of the run.
-        draw: Number of the draw of the labelled scans, 0 for the split's own list.
-        fold: Number of the fold from 1, 0 without folds.
+        draw: Number of the draw of the labelled scans; 0 for the split's own list.
+        fold: Number of the fold, from 1; 0 without folds.
     """
 
     method: str
@@ -54,8 +55,8 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
-        # A method from outside is named package.module:Class, and Windows has no colons in names.
+        """The name of the run's folder."""
+        # A custom method is named package.module:Class, and file names cannot contain colons on Windows.
         name = f"{self.method.replace(':', '.')}-{self.labelled}-seed{self.seed}"
         return name + (f"-draw{self.draw}" if self.draw else "") + (f"-fold{self.fold}" if self.fold else "")
 
@@ -67,10 +68,13 @@ def make_trials(
     draws: Sequence[int] = (0,),
     folds: Sequence[int] = (0,),
 ) -> list[Trial]:
-    """Every combination: all methods of one run before the next run, so that a comparison cut short is fair.
+    """Return a trial for every combination.
+
+    All methods of one seed, draw, fold and number of labels come before the next ones, so that an interrupted
+    comparison is fair.
 
     Raises:
-        InputError: a list is empty or names something twice.
+        InputError: A list is empty or contains a value twice.
     """
     for what, values in (("method", methods), ("count of labels", labelled), ("seed", seeds)):
         if not values:
@@ -84,19 +88,21 @@ def make_trials(
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One method with one count of labels, over its draws and seeds.
+    """Results of one method with one number of labels, over its draws and seeds.
 
     Attributes:
-        figures: the mean of each metric over scans and segments; NaN where there is none.
-        dice: mean Dice of each segment.
+        method: Name of the method.
+        labelled: Number of labelled scans.
+        figures: Mean of each metric over scans and segments; NaN if no value exists.
+        dice: Mean Dice of each segment.
         interval: 95 % interval of the mean Dice.
-        spread: lowest and highest mean Dice of the draws of the labelled scans, or of the seeds with one draw.
-        difference: mean, low and high of Dice minus that of ``supervised``; None for ``supervised`` itself, or where it
-            was not trained with as many labels.
+        spread: Lowest and highest mean Dice over the draws of the labelled scans, or over the seeds with one draw.
+        difference: Mean and bounds of the interval of the difference in Dice to ``supervised``; None for ``supervised``
+            itself, or if it was not trained with the same number of labels.
         seeds: Number of seeds.
         draws: Number of draws of the labelled scans.
-        failures: scans without a figure, over all seeds.
-        no_distance: pairs of scan and segment without an HD95, over all seeds: a mask is empty.
+        failures: Number of scans without a figure, over all runs.
+        no_distance: Number of pairs of scan and segment without an HD95, over all runs, because a mask is empty.
     """
 
     method: str
@@ -113,7 +119,7 @@ class ComparisonRow:
 
     @property
     def missing_figures_note(self) -> str | None:
-        """What its figures leave out."""
+        """A sentence about the scans and masks that the figures leave out; None if there are none."""
         parts = [f"{self.failures} scan(s) failed"] if self.failures else []
         if self.no_distance:
             parts.append(f"{self.no_distance} mask(s) have no HD95, since one of the two is empty")
@@ -121,10 +127,10 @@ class ComparisonRow:
 
 
 def summarise_trials(found: Mapping[Trial, Evaluation]) -> list[ComparisonRow]:
-    """What the finished trials come to, the counts of labels in order, ``supervised`` first within each.
+    """Summarise the finished trials, ordered by the number of labels, with ``supervised`` first for each number.
 
     Raises:
-        InputError: two of them judged other scans or segments.
+        InputError: No trial is complete, or two trials were evaluated on different scans or segments.
     """
     if not found:
         raise InputError("No run has finished, so there is nothing to compare.")
@@ -133,17 +139,17 @@ def summarise_trials(found: Mapping[Trial, Evaluation]) -> list[ComparisonRow]:
         for (draw, seed), evaluations in of.items():
             runs.setdefault(key, {})[draw, seed] = _joined(evaluations)
     if not runs:
-        raise InputError("No run has all of its folds judged, so there is nothing to compare.")
+        raise InputError("No run has been evaluated on all of its folds, so there is nothing to compare.")
     first = next(iter(next(iter(runs.values())).values()))
     keys = sorted(runs, key=lambda key: (key[0], key[1] != BASELINE))
     return [_line(key, runs[key], runs.get((key[0], BASELINE)), first.cases, first.segments) for key in keys]
 
 
 def _by_fold(found: Mapping[Trial, Evaluation]) -> dict[tuple[int, str], dict[tuple[int, int], list[Evaluation]]]:
-    """The evaluations of all folds, by labels and method, and by draw and seed; those that lack a fold are left out.
+    """Group evaluations by labels and method, and by draw and seed; runs that lack a fold are left out.
 
     Raises:
-        InputError: Two of one fold judged other scans or segments.
+        InputError: Two trials of one fold were evaluated on different scans or segments.
     """
     folds: dict[int, Evaluation] = {}
     for trial, evaluation in found.items():
@@ -152,7 +158,7 @@ def _by_fold(found: Mapping[Trial, Evaluation]) -> dict[tuple[int, str], dict[tu
     for trial, evaluation in sorted(found.items()):
         first = folds[trial.fold]
         if evaluation.segments != first.segments or set(evaluation.cases) != set(first.cases):
-            raise InputError(f"{trial.name} did not judge the same scans and segments as the others.")
+            raise InputError(f"{trial.name} was not evaluated on the same scans and segments as the others.")
         of = out.setdefault((trial.labelled, trial.method), {})
         of.setdefault((trial.draw, trial.seed), []).append(evaluation)
     return {
@@ -163,7 +169,7 @@ def _by_fold(found: Mapping[Trial, Evaluation]) -> dict[tuple[int, str], dict[tu
 
 
 def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation of the scans of all folds."""
+    """Join the evaluations of all folds into one."""
     first = evaluations[0]
     rows = tuple(row for one in evaluations for row in one.rows)
     notes = tuple(dict.fromkeys(note for one in evaluations for note in one.notes))
@@ -209,9 +215,9 @@ def _line(
 
 
 def _grid(tables: Mapping[tuple[int, int], NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Figures (draws, seeds, scans) of tables (scans, segments) by draw and seed.
+    """Arrange tables (scans, segments) by draw and seed as figures (draws, seeds, scans).
 
-    Where not every draw has every seed, only the seeds count that all draws have; if there is none, each run counts as
+    If not every draw has every seed, only the seeds that all draws have are used; if there are none, each run counts as
     a draw.
     """
     draws = sorted({draw for draw, _ in tables})
@@ -222,13 +228,13 @@ def _grid(tables: Mapping[tuple[int, int], NDArray[np.float64]]) -> NDArray[np.f
 
 
 def metric_table(evaluation: Evaluation, metric: str, cases: Sequence[str]) -> NDArray[np.float64]:
-    """The figures of one run (cases, segments), NaN where there is none."""
+    """Return the figures of one run (cases, segments); NaN marks missing ones."""
     values = {(row.case, row.segment): row.value(metric) for row in evaluation.rows}
     return np.asarray([[values[case, segment] for segment in evaluation.segments] for case in cases])
 
 
 def format_table(lines: Sequence[ComparisonRow]) -> list[list[str]]:
-    """A table, headings first."""
+    """Format the rows as a table of texts, with the headings as the first row."""
     segments = list(lines[0].dice)
     names = [f"Dice {s}" for s in segments] if len(segments) > 1 else []
     several = any(line.draws > 1 for line in lines)
@@ -249,7 +255,7 @@ def format_table(lines: Sequence[ComparisonRow]) -> list[list[str]]:
 
 
 def write_csv(lines: Sequence[ComparisonRow], path: Path) -> None:
-    """Every figure, one line a method and count of labels."""
+    """Write all figures as CSV, with one line for each method and number of labels."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     segments = list(lines[0].dice)
@@ -278,7 +284,7 @@ def write_csv(lines: Sequence[ComparisonRow], path: Path) -> None:
 
 
 def plot_comparison(lines: Sequence[ComparisonRow], path: Path, title: str) -> None:
-    """Mean Dice against the number of labelled scans, a line a method, the range of its draws or seeds as a bar."""
+    """Plot mean Dice against the number of labelled scans, with a line per method and bars for its spread."""
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     counts = sorted({line.labelled for line in lines})
     for method in dict.fromkeys(line.method for line in lines):
@@ -301,13 +307,13 @@ def plot_comparison(lines: Sequence[ComparisonRow], path: Path, title: str) -> N
 
 
 def _over_scans(table: NDArray[np.float64]) -> float:
-    """(seeds, scans, segments) -> the mean over scans of each scan's mean."""
+    """Return the mean over scans of each scan's mean, from a table (runs, scans, segments)."""
     by_scan = _means(table.transpose(1, 0, 2).reshape(table.shape[1], -1))
     return float(_means(by_scan[None])[0])
 
 
 def _means(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean of each row over what there is; NaN for a row without anything."""
+    """Return the mean of each row without its NaNs; NaN for a row of NaNs."""
     there = ~np.isnan(rows)
     count = there.sum(axis=1)
     sums = np.where(there, rows, 0.0).sum(axis=1)
@@ -315,5 +321,5 @@ def _means(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def read_evaluations(evaluations: Iterable[tuple[Trial, Path]]) -> dict[Trial, Evaluation]:
-    """The evaluations that are there, read from their ``scores.json``."""
+    """Read the evaluations whose ``scores.json`` exists."""
     return {trial: Evaluation.from_json(path) for trial, path in evaluations if path.is_file()}

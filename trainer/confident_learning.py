@@ -1,7 +1,7 @@
-"""Which labels are likely wrong, judged by another network's probabilities.
+"""Confident learning: detection of likely label errors with the probabilities of another network.
 
 Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 2021: section 3.1 (the
-confident joint) and 3.2 (ranking and pruning). Voxels are the examples.
+confident joint) and 3.2 (ranking and pruning). Each voxel is an example.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-6  # a class whose voxels all have one probability has it as its threshold too
+ROUNDING = 1e-6  # tolerance: if all voxels of a class have the same probability, it equals their threshold
 
 
 @torch.no_grad()
 def label_errors(labels: Tensor, probabilities: Tensor) -> Tensor:
-    """The voxels (N, ...) bool whose label both of the paper's pruning rules give up.
+    """Return a mask (N, ...) bool of the voxels whose label both pruning rules of the paper reject.
 
     Args:
-        labels: (N, ...) int64, 0..C-1, the labels in doubt.
-        probabilities: (N, C, ...), another network's.
+        labels: Labels (N, ...) int64, 0..C-1, that may be wrong.
+        probabilities: Probabilities (N, C, ...) of another network.
     """
     given = labels.reshape(-1)
     p = probabilities.movedim(1, -1).reshape(given.numel(), -1)
@@ -27,7 +27,7 @@ def label_errors(labels: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def estimated_joint(given: Tensor, p: Tensor) -> Tensor:
-    """How many examples have label i given and j in truth (C, C), calibrated to the counts of the given labels.
+    """Estimate the number of examples (C, C) with given label i and true label j, calibrated to the given labels.
 
     An example counts for the most probable of the classes whose probability reaches the mean self-confidence of that
     class (Eqs. 1 to 3).
@@ -35,7 +35,7 @@ def estimated_joint(given: Tensor, p: Tensor) -> Tensor:
     classes = p.shape[1]
     own = p.gather(1, given[:, None])[:, 0]
     count = torch.bincount(given, minlength=classes)
-    # A class that nobody was given has no threshold to reach.
+    # No example can reach the threshold of a class that is not among the given labels.
     threshold = torch.bincount(given, weights=own.double(), minlength=classes) / count.clamp_min(1)
     threshold = torch.where(count > 0, threshold, torch.full_like(threshold, float("inf")))
     reached = p.double() >= threshold - ROUNDING
@@ -48,7 +48,7 @@ def estimated_joint(given: Tensor, p: Tensor) -> Tensor:
 
 
 def _by_class(given: Tensor, p: Tensor, joint: Tensor) -> Tensor:
-    """Of each class, as many as the joint holds off its diagonal: those with the least self-confidence."""
+    """Select from each class the examples of least self-confidence, as many as the joint has off its diagonal."""
     out = torch.zeros_like(given, dtype=torch.bool)
     for c in range(p.shape[1]):
         mine = torch.nonzero(given == c)[:, 0]
@@ -59,7 +59,7 @@ def _by_class(given: Tensor, p: Tensor, joint: Tensor) -> Tensor:
 
 
 def _by_noise_rate(given: Tensor, p: Tensor, joint: Tensor) -> Tensor:
-    """Of each pair i, j as many as the joint holds there: those with the largest margin p_j - p_i."""
+    """Select for each pair i, j the examples of largest margin p_j - p_i, as many as the joint has at (i, j)."""
     out = torch.zeros_like(given, dtype=torch.bool)
     for i in range(p.shape[1]):
         mine = torch.nonzero(given == i)[:, 0]

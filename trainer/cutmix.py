@@ -13,12 +13,12 @@ BoxSlices = tuple[slice, slice, slice]
 
 
 def numpy_generator() -> np.random.Generator:
-    """Random numbers of NumPy that follow torch's, which the loop seeds at every step."""
+    """Return a NumPy generator seeded from torch's generator, which the training loop seeds at every step."""
     return np.random.default_rng(int(torch.randint(2**31, ())))
 
 
 def inner_box(sides: Sequence[int], random: np.random.Generator, share: float) -> BoxSlices:
-    """A box inside a patch whose sides are sqrt(1 - ``share``) of the patch's, as in DualFete's code."""
+    """Draw a box inside a patch whose sides are sqrt(1 - ``share``) of the patch's, as in DualFete's code."""
     box: list[slice] = []
     for side in sides:
         length = int(side * math.sqrt(1.0 - share))
@@ -28,7 +28,10 @@ def inner_box(sides: Sequence[int], random: np.random.Generator, share: float) -
 
 
 def centred_box(sides: Sequence[int], random: np.random.Generator, share: float) -> BoxSlices:
-    """A box of such sides around a centre in the last 7/8 of each side, cut at the border, as in AD-MT's code."""
+    """Draw a box with sides as in :func:`inner_box` around a centre in the last 7/8 of each side, as in AD-MT's code.
+
+    The box is cut off at the border of the patch.
+    """
     box: list[slice] = []
     for side in sides:
         half = int(side * math.sqrt(1.0 - share)) // 2
@@ -38,7 +41,7 @@ def centred_box(sides: Sequence[int], random: np.random.Generator, share: float)
 
 
 def paste_boxes(values: Tensor, boxes: Sequence[BoxSlices], sources: Sequence[int]) -> Tensor:
-    """Values (N, ..., X, Y, Z) in which box k of row k holds what row ``sources[k]`` has there."""
+    """Return a copy of values (N, ..., X, Y, Z) in which box k of row k is taken from row ``sources[k]``."""
     out = values.clone()
     for row, (box, source) in enumerate(zip(boxes, sources, strict=True)):
         out[(row, ..., *box)] = values[(source, ..., *box)]

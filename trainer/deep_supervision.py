@@ -1,4 +1,4 @@
-"""Deep supervision: the labels teach coarser levels of the decoder, too (Dou et al. 2016; nnU-Net)."""
+"""Deep supervision: supervised losses on coarser levels of the decoder (Dou et al. 2016; nnU-Net)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trainer.targets import Targets
 
 
 def coarse_logits(calls: Sequence[tuple[Tensor, tuple[Tensor, ...]]], batch: Batch) -> list[Tensor]:
-    """Coarser logits of the labelled patches (n, K, x, y, z), finest first, of a call that saw them as they are.
+    """Return the coarser logits (n, K, x, y, z) of the labelled patches, finest first, from a call with these patches.
 
     Args:
         calls: Images and further outputs of each call of a network.
-        batch: The batch; a call that has its first patches in memory saw its labelled ones.
+        batch: The batch. A call whose images begin with the batch's own memory received the labelled patches unchanged.
     """
     n = batch.labelled
     for images, outputs in calls:
@@ -29,7 +29,7 @@ def coarse_logits(calls: Sequence[tuple[Tensor, tuple[Tensor, ...]]], batch: Bat
 
 
 def deep_supervision_loss(coarse: Sequence[Tensor], batch: Batch, targets: Targets) -> Tensor:
-    """sum_k 2^-k (cross-entropy + Dice) / 2 at the k-th coarser level, k from 1, on labels taken by nearest voxel."""
+    """Compute sum_k 2^-k (cross-entropy + Dice) / 2 over the coarser levels k = 1, 2, ... (nearest-voxel labels)."""
     total = torch.zeros((), device=batch.images.device)
     labels = batch.labels[: batch.labelled]
     for level, logits in enumerate(coarse, start=1):

@@ -1,4 +1,4 @@
-"""Where a run computes, in which precision, and who makes its patches."""
+"""Device and precision of a run, and the number of processes that make its patches."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from trainer.errors import RecipeError, TrainingError
 from trainer.parallel import local_process_count, process_count
 from trainer.recipe import Recipe
 
-# Others wait while the first process prepares the scans of a large dataset, or validates.
+# The other processes wait while the first one preprocesses a large dataset or validates.
 PROCESS_GROUP_TIMEOUT = timedelta(days=1)
 MAX_WORKERS = 8
 
 
 def check_device(device: str | None) -> None:
-    """Refuse a device that is not there.
+    """Refuse a device that does not exist.
 
     Raises:
-        RecipeError: neither ``cpu`` nor ``cuda``.
-        TrainingError: no GPU that torch can use.
+        RecipeError: The device is neither ``cpu`` nor ``cuda``.
+        TrainingError: There is no GPU that torch can use.
     """
     if device not in (None, "cpu", "cuda"):
-        raise RecipeError(f"There is no device {device!r}; a run is on cpu or cuda.")
+        raise RecipeError(f"There is no device {device!r}; name cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("This machine has no GPU that torch can use; say --device cpu.")
+        raise TrainingError("This machine has no GPU that torch can use; use --device cpu.")
 
 
 def make_accelerator(recipe: Recipe, device: str | None) -> Accelerator:
-    """Accelerate's view of this process: its device, its precision, and its companions.
+    """Create Accelerate's object for this process, which knows the device, the precision, and the other processes.
 
     Raises:
-        RecipeError: no such device, a precision that the device does not have, or a batch that the processes cannot
-            share.
-        TrainingError: no GPU that torch can use.
+        RecipeError: The device does not exist or does not support the precision, or the processes cannot share the
+            batch evenly.
+        TrainingError: There is no GPU that torch can use.
     """
     check_device(device)
-    # Accelerate keeps the first precision and device of a process; a second run in it may have others.
+    # Accelerate keeps the first precision and device of a process, but a second run in it may use others.
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
     patience = InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT)
     accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[patience])
     if precision == "fp16" and accelerator.device.type == "cpu":
-        # Accelerate would train in fp32 without a word.
-        raise RecipeError("precision: fp16 is for a GPU. On the CPU, train with `precision: bf16` or `fp32`.")
+        # Accelerate would train in fp32 without a warning.
+        raise RecipeError("precision: fp16 needs a GPU. On the CPU, train with `precision: bf16` or `fp32`.")
     if recipe.batch % process_count() or recipe.batch // process_count() < recipe.accumulate:
         raise RecipeError(
             f"A batch of {recipe.batch} cannot be shared evenly by {process_count()} processes in {recipe.accumulate} "
@@ -58,15 +58,15 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Accelerator:
 
 
 def labelling_processes(recipe: Recipe) -> int:
-    """How many processes each training process may start to label scans."""
+    """Return the number of processes that each training process may start to label scans."""
     return max(1, (recipe.threads or usable_processors()) // local_process_count())
 
 
 def loader_workers(recipe: Recipe, device: torch.device) -> int:
-    """How many processes make patches beside this one.
+    """Return the number of worker processes that make patches for this process.
 
-    On a CPU they would take the cores that train. Beside a GPU they keep it busy: a patch of 160x160x64 voxels takes a
-    sixth of a second of one core. The processes of one machine share its cores.
+    On a CPU, workers would compete with the training for cores. A GPU needs them to stay busy: a patch of 160x160x64
+    voxels takes a sixth of a second on one core. The training processes of one machine share its cores.
     """
     if recipe.workers != "auto":
         return recipe.workers

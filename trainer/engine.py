@@ -1,4 +1,4 @@
-"""The torch engine: windows and slab stay on the device. Validation and `semiseg evaluate RUN` use it."""
+"""Inference engine for torch modules, used by validation and `semiseg evaluate RUN`; all arrays stay on the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.network_configs import AnyNetworkConfig, parse_network_config
 
 
 class TorchEngine(Engine):
-    """Runs a torch module, and blends its windows on the device that it lives on."""
+    """Engine that runs a torch module and blends its windows on the module's device."""
 
     name = "torch"
 
@@ -71,33 +71,33 @@ class TorchEngine(Engine):
 
 
 class _DeviceSlab(Slab):
-    """Keeps the window's weights on the device, too."""
+    """Slab that also keeps the blending weights of the window on the device."""
 
     weights: Tensor | None = None
 
 
 def network_config_from_manifest(manifest: Manifest) -> AnyNetworkConfig:
-    """The recipe's ``student`` section, as the manifest keeps it."""
+    """Return the ``student`` section of the recipe, which the manifest contains."""
     return parse_network_config(manifest.provenance.student)
 
 
 def network_from_manifest(manifest: Manifest) -> nn.Module:
-    """The network that a manifest describes, with random weights."""
+    """Build the network that a manifest describes, with random weights."""
     return network_config_from_manifest(manifest).build(len(manifest.channels), manifest.outputs, manifest.patch)
 
 
 def load_trained_network(run: Path) -> tuple[Manifest, nn.Module]:
-    """A finished run's manifest and exported module, in evaluation mode.
+    """Load the manifest of a finished run and its exported module, in evaluation mode.
 
     Raises:
-        BundleError: not a run folder.
-        RunError: the run has not finished, or its weights do not fit.
+        BundleError: The folder is not a run folder.
+        RunError: The run has not finished, or its weights do not fit the network.
     """
     manifest = read_manifest(run / RUN)
     return manifest, load_weights(RunFolder(run).student, network_from_manifest(manifest)).eval()
 
 
 def open_run(run: Path, device: str | None = None) -> tuple[Manifest, TorchEngine]:
-    """A finished run ready for :class:`semiseg.inference.segmenter.Segmenter`; see :func:`load_trained_network`."""
+    """Open a finished run for :class:`semiseg.inference.segmenter.Segmenter`; see :func:`load_trained_network`."""
     manifest, network = load_trained_network(run)
     return manifest, TorchEngine(network, device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,15 +1,15 @@
-"""What goes wrong in training, as sentences (see :mod:`semiseg.errors`)."""
+"""Errors of training (see :mod:`semiseg.errors`)."""
 
 from semiseg.errors import InputError, SemisegError
 
 
 class RecipeError(InputError):
-    """A recipe that contradicts itself, the dataset, or the method."""
+    """A recipe is invalid or does not suit the dataset, the method or the machine."""
 
 
 class RunError(InputError):
-    """A run folder that is incomplete, altered, or belongs to another recipe."""
+    """A run folder is incomplete, was altered, or belongs to another recipe."""
 
 
 class TrainingError(SemisegError):
-    """Training cannot go on: the loss is not finite, say."""
+    """Training cannot continue, for example because the loss is not finite."""

@@ -1,9 +1,9 @@
-"""Which scans to outline first, before there is any label: some that are typical and different from one another.
+"""Selection of the scans to outline first, before any label exists: typical scans that differ from one another.
 
-The scans are the medoids of k-medoids clustering: each scan belongs to the nearest of them, and the sum of these
-distances is as small as swapping one scan for another can make it (BUILD and SWAP of PAM: Kaufman and Rousseeuw,
-"Finding groups in data", 1990, chapter 2). Scans that are unlike all others are neither chosen nor counted, because
-such a sum would otherwise spend one of a few outlines on each of them.
+The selected scans are the medoids of k-medoids clustering: each scan belongs to the nearest medoid, and no swap of a
+medoid for another scan makes the sum of these distances smaller (BUILD and SWAP of PAM: Kaufman and Rousseeuw, "Finding
+groups in data", 1990, chapter 2). Outliers are neither selected nor counted in the sum, because each of them would
+otherwise be likely to become a medoid.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ EVIDENCE_NOTE = (
     "It has not been shown that networks trained on scans chosen in this way are better than networks trained on scans "
     "drawn at random: the choice may be no better than chance."
 )
-"""What is known of the choice, printed with it."""
+"""Evidence for the selection, printed with it."""
 
-NEIGHBOURS = 2  # a scan is unlike all others if even its NEIGHBOURS nearest ones are far away
-TUKEY_FENCE = 1.5  # interquartile ranges above the upper quartile from which a distance is far (Tukey 1977)
-MIN_SCANS_FOR_OUTLIERS = 8  # scans below which quartiles say too little to leave one out
-MIN_GAIN = 1e-9  # share of the sum of distances that a swap must save, so that rounding decides nothing
+NEIGHBOURS = 2  # a scan is an outlier if even its nearest NEIGHBOURS scans are far away
+TUKEY_FENCE = 1.5  # a distance is far if it is this many interquartile ranges above the upper quartile (Tukey 1977)
+MIN_SCANS_FOR_OUTLIERS = 8  # with fewer scans, quartiles are too uncertain to exclude a scan
+MIN_GAIN = 1e-9  # least share of the sum of distances that a swap must save, so that rounding has no influence
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class RepresentedScan:
 
     Attributes:
         scan: Name of the scan.
-        nearest: Name of the chosen scan; its own name for a chosen one.
-        distance: Distance to it, in medians of the distances between two scans.
+        nearest: Name of the nearest chosen scan; a chosen scan's own name.
+        distance: Distance to the chosen scan, in units of the median distance between two scans.
     """
 
     scan: str
@@ -52,12 +52,12 @@ class RepresentedScan:
 
 @dataclass(frozen=True)
 class ScanSelection:
-    """The scans to outline first.
+    """Scans to outline first.
 
     Attributes:
-        chosen: Their names; the one that is nearest to most scans comes first.
-        scans: All scans that could have been chosen, in the order of their names.
-        outliers: Names of scans that were left out of the choice because they are unlike all others.
+        chosen: Names of the chosen scans; the scan that represents the most scans comes first.
+        scans: All candidates, ordered by name.
+        outliers: Names of the scans that were excluded from the choice as outliers.
     """
 
     chosen: tuple[str, ...]
@@ -65,7 +65,7 @@ class ScanSelection:
     outliers: tuple[str, ...] = ()
 
     def represented(self, chosen: str) -> tuple[RepresentedScan, ...]:
-        """The other scans to which ``chosen`` is the nearest of the chosen ones, without those that are unlike all."""
+        """Return the other scans for which ``chosen`` is the nearest chosen scan, without outliers."""
         return tuple(r for r in self.scans if r.nearest == chosen != r.scan and r.scan not in self.outliers)
 
 
@@ -82,15 +82,16 @@ def select_first_scans(
 
     Args:
         dataset: The scans.
-        ids: Names of the scans that may be outlined; their order does not matter.
+        ids: Names of the scans that may be outlined, in any order.
         count: Number of scans to choose.
         strategy: ``typical`` compares scans as they are stored, ``registered`` after an affine registration onto the
-            most typical one; ``random`` draws them.
-        seed: Of the draw; the other strategies draw nothing.
-        progress: Called with the number of scans that were read and the number of all.
+            most typical scan, and ``random`` draws scans at random.
+        seed: Seed of the strategy ``random``; the other strategies are deterministic.
+        progress: Called with the number of scans read so far and the total number.
 
     Raises:
-        InputError: There are fewer scans than ``count``, a scan is named twice, or one cannot be read.
+        InputError: ``count`` is less than 1 or more than the number of scans, a scan is named twice, or a scan cannot
+            be read.
     """
     names = sorted(ids)
     _check(names, count)
@@ -104,10 +105,12 @@ def select_first_scans(
 
 
 def select_typical(names: Sequence[str], distances: NDArray[np.float64], count: int) -> ScanSelection:
-    """The medoids of scans with given distances (scans, scans), without those that are unlike all others.
+    """Choose the medoids of scans with given distances (scans, scans), excluding outliers.
+
+    Outliers are included if fewer than ``count`` scans would remain.
 
     Raises:
-        InputError: There are fewer scans than ``count``, or a scan is named twice.
+        InputError: ``count`` is less than 1 or more than the number of scans, or a scan is named twice.
     """
     _check(names, count)
     unlike = find_outliers(distances)
@@ -118,10 +121,10 @@ def select_typical(names: Sequence[str], distances: NDArray[np.float64], count: 
 
 
 def select_at_random(names: Sequence[str], distances: NDArray[np.float64], count: int, seed: int) -> ScanSelection:
-    """A draw of ``count`` scans that depends on ``seed`` and the names alone.
+    """Draw ``count`` scans at random; the draw depends only on ``seed`` and the names.
 
     Raises:
-        InputError: There are fewer scans than ``count``, or a scan is named twice.
+        InputError: ``count`` is less than 1 or more than the number of scans, or a scan is named twice.
     """
     _check(names, count)
     places = {name: place for place, name in enumerate(names)}
@@ -130,10 +133,11 @@ def select_at_random(names: Sequence[str], distances: NDArray[np.float64], count
 
 
 def medoids(distances: NDArray[np.float64], count: int) -> list[int]:
-    """The places of ``count`` items whose distances (items, items) to the nearest of them have the smallest sum.
+    """Return the indices of ``count`` medoids of items with given distances (items, items).
 
-    BUILD adds the item that saves most, one by one; SWAP exchanges a medoid for another item while that saves
-    something. The first of equal items is taken, so the result is the same at every call.
+    BUILD adds one item after the other, each time the one that reduces the sum of the distances to the nearest medoid
+    most. SWAP then exchanges a medoid for another item while this reduces the sum. The first of equal items is taken,
+    so the result is deterministic.
     """
     found: list[int] = []
     nearest = np.full(len(distances), np.inf)
@@ -158,9 +162,9 @@ def medoids(distances: NDArray[np.float64], count: int) -> list[int]:
 
 
 def find_outliers(distances: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which items (items,) are far from their :data:`NEIGHBOURS` nearest ones, by Tukey's fence over all items.
+    """Mark the items (items,) that are far from their :data:`NEIGHBOURS` nearest ones, by Tukey's fence over all items.
 
-    A group of more than :data:`NEIGHBOURS` items that are near each other is a kind of its own and not unlike all.
+    Items in a group of more than :data:`NEIGHBOURS` items that are near each other are not outliers.
     """
     if len(distances) < MIN_SCANS_FOR_OUTLIERS:
         return np.zeros(len(distances), dtype=bool)
@@ -174,9 +178,9 @@ def _check(names: Sequence[str], count: int) -> None:
     if twice:
         raise InputError(f"Scan '{twice[0]}' is named twice.")
     if count < 1:
-        raise InputError(f"At least one scan has to be chosen; {count} were asked for.")
+        raise InputError(f"At least one scan has to be chosen; {count} were requested.")
     if count > len(names):
-        raise InputError(f"{count} scans were asked for, and there are {len(names)} to choose from.")
+        raise InputError(f"{count} scans were requested, but there are only {len(names)} to choose from.")
 
 
 def _choice(
@@ -184,7 +188,7 @@ def _choice(
 ) -> ScanSelection:
     columns = distances[:, list(chosen)]
     nearest = columns.argmin(axis=1)
-    nearest[list(chosen)] = np.arange(len(chosen))  # also where two chosen scans are equal
+    nearest[list(chosen)] = np.arange(len(chosen))  # even if two chosen scans are equal
     scans = [
         RepresentedScan(name, names[chosen[k]], float(columns[place, k]))
         for place, (name, k) in enumerate(zip(names, nearest, strict=True))

@@ -1,4 +1,4 @@
-"""A student that starts from the weights of an earlier run, such as one that was pre-trained on other scans."""
+"""Initial weights of the student from an earlier run, such as a run pre-trained on other scans."""
 
 from __future__ import annotations
 
@@ -17,38 +17,42 @@ from trainer.recipe import Recipe
 
 
 def check_initial_run(recipe: Recipe, inputs: int) -> Manifest | None:
-    """The manifest of the run that ``start`` names, or None.
+    """Check that the run under the key ``init_from`` suits a recipe; return its manifest, or None without a run.
+
+    Args:
+        recipe: The recipe.
+        inputs: Number of channels of the scans.
 
     Raises:
-        BundleError, RunError: it is no finished run.
-        RecipeError: its student is another one, or takes other channels.
+        BundleError, RunError: The folder is not a finished run.
+        RecipeError: The student of the run has another configuration, number of channels, or fixed patch size.
     """
-    if recipe.start is None:
+    if recipe.init_from is None:
         return None
-    manifest, _ = load_trained_network(recipe.start)
+    manifest, _ = load_trained_network(recipe.init_from)
     theirs, ours = network_config_from_manifest(manifest), parse_network_config(recipe.student)
     if theirs != ours:
         raise RecipeError(
-            f"In the recipe, start: the student of {recipe.start} is {_told(theirs.model_dump())}, and this one is "
-            f"{_told(ours.model_dump())}; give both the same `student`."
+            f"In the recipe, init_from: the student of {recipe.init_from} is {_told(theirs.model_dump())}, but "
+            f"the student of this recipe is {_told(ours.model_dump())}; give both the same `student`."
         )
     if len(manifest.channels) != inputs:
         raise RecipeError(
-            f"In the recipe, start: the student of {recipe.start} takes {len(manifest.channels)} channel(s), and these "
-            f"scans have {inputs}."
+            f"In the recipe, init_from: the student of {recipe.init_from} takes {len(manifest.channels)} channel(s), "
+            f"but these scans have {inputs}."
         )
     if not ours.takes_any_size and tuple(manifest.patch) != recipe.size():
         raise RecipeError(
-            f"In the recipe, start: a {ours.kind} is made for one patch size, {list(manifest.patch)} in {recipe.start} "
-            f"and {list(recipe.size())} here."
+            f"In the recipe, init_from: a {ours.kind} has a fixed patch size, which is {list(manifest.patch)} in "
+            f"{recipe.init_from} and {list(recipe.size())} in this recipe."
         )
     return manifest
 
 
 def load_initial_weights(run: Path, networks: Mapping[str, nn.Module]) -> None:
-    """Give the student, and all networks that began as its copies, the run's weights.
+    """Load the weights of a run into the student and into all networks that are initialised as its copies.
 
-    A layer whose size depends on the number of segments starts anew where that is another one.
+    A layer whose size depends on the number of segments keeps its random weights if this number differs.
     """
     _, network = load_trained_network(run)
     found = network.state_dict()

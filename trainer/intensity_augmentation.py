@@ -1,4 +1,4 @@
-"""Random changes of a training patch's values: gamma, blur, resolution, contrast, brightness, noise."""
+"""Random intensity augmentation of training patches: gamma, blur, resolution, contrast, brightness, noise."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from trainer.recipe import Augmentation
 
 
 def augment_intensities(image: Tensor, augmentation: Augmentation, random: np.random.Generator) -> Tensor:
-    """Change the values of a normalised patch (C, X, Y, Z), with one draw for all channels.
+    """Change the values of a normalised patch (C, X, Y, Z), with the same random parameters for all channels.
 
-    Gamma, blur, low resolution, contrast, brightness and noise, in this order: noise is not blurred.
+    The changes are applied in the order gamma, blur, low resolution, contrast, brightness, noise, so that noise is not
+    blurred.
     """
     if augmentation.gamma_probability and random.random() < augmentation.gamma_probability:
         exponent = random.uniform(*augmentation.gamma)
@@ -36,15 +37,15 @@ def augment_intensities(image: Tensor, augmentation: Augmentation, random: np.ra
 
 
 def _gamma(image: Tensor, exponent: float) -> Tensor:
-    """A power on the values scaled to 0..1, and back: a standardised image is partly negative, so no power of it."""
+    """Apply a power to the values scaled to 0..1 and scale back; standardised values may be negative."""
     low, high = image.min(), image.max()
     span = high - low
     bent = ((image - low) / span).pow(exponent) * span + low
-    return torch.where(span > 0, bent, image)  # a GPU need not be asked what the span is
+    return torch.where(span > 0, bent, image)  # avoids reading the span back from a GPU
 
 
 def _blurred(image: Tensor, spread: float) -> Tensor:
-    """Gaussian blur with a standard deviation of ``spread`` voxels along each axis."""
+    """Apply a Gaussian blur with a standard deviation of ``spread`` voxels along each axis."""
     reach = max(1, math.ceil(3 * spread))
     at = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
     weights = torch.exp(-0.5 * (at / spread) ** 2)
@@ -60,14 +61,14 @@ def _blurred(image: Tensor, spread: float) -> Tensor:
 
 
 def _coarse(image: Tensor, share: float) -> Tensor:
-    """The image on a grid with ``share`` as many voxels along each axis, and back on its own."""
+    """Reduce the number of voxels along each axis to ``share`` of it and interpolate back to the original grid."""
     sides = [max(1, round(n * share)) for n in image.shape[1:]]
     few = interpolate(image[None], size=sides, mode="nearest-exact")
     return interpolate(few, size=image.shape[1:], mode="trilinear", align_corners=False)[0]
 
 
 def _normal(like: Tensor, random: np.random.Generator) -> Tensor:
-    """Standard normal numbers of the shape and on the device of ``like``; on a GPU from a generator of its own."""
+    """Draw standard normal numbers with the shape and device of ``like``; on a GPU, with a generator of that device."""
     if like.device.type == "cpu":
         return torch.from_numpy(random.standard_normal(tuple(like.shape), dtype=np.float32))
     generator = torch.Generator(like.device).manual_seed(int(random.integers(2**62)))

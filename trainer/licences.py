@@ -1,6 +1,7 @@
-"""Pretrained weights whose licence restricts their use load only when the recipe repeats that licence.
+"""Licence check for pretrained weights: restrictive licences must be repeated in the recipe.
 
-A model that was trained from such weights carries their licence to whoever runs it; that must be somebody's decision.
+The licence of pretrained weights also applies to models trained from them, so using such weights must be an explicit
+decision.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ PERMISSIVE_LICENCES = frozenset(
     {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense"}
 )
 
-# Weights on the hub whose model card names no standard licence; longest prefix first.
+# Licences, by the prefix of the hub id, of weights whose model card names no standard licence; longest prefix first.
 KNOWN_LICENCES = {"nvidia/": "nvidia-source-code-licence-non-commercial", "facebook/sam-": "apache-2.0"}
 
 
 def check_licence(source: str, folder: Path | None, stated: str | None) -> str:
-    """The licence of the weights ``source``, when the recipe may use them.
+    """Return the licence of pretrained weights if the recipe may use them.
 
     Args:
-        source: how the recipe names the weights: a hub id or a folder.
-        folder: the folder, when they are local; its model card (README.md) is read.
-        stated: the recipe's ``licence``.
+        source: Hub id or folder of the weights, as in the recipe.
+        folder: Folder of local weights, whose model card (README.md) is read; None for weights from a hub.
+        stated: The ``licence`` in the recipe.
 
     Raises:
-        RecipeError: the licence is not a permissive one and the recipe does not repeat it.
+        RecipeError: The licence is not permissive and the recipe does not repeat it.
     """
     declared = _declared(source, folder)
     if declared in PERMISSIVE_LICENCES:
@@ -36,14 +37,14 @@ def check_licence(source: str, folder: Path | None, stated: str | None) -> str:
     if declared is None:
         if not stated:
             raise RecipeError(
-                f"The weights {source} do not say under which licence they are; find out, and name it as "
-                "`licence:` beside them in the recipe."
+                f"The weights {source} do not state their licence; find it out, and name it as `licence:` beside them "
+                "in the recipe."
             )
         return stated
     if stated is None or stated.strip().lower() != declared:
         raise RecipeError(
-            f"The weights {source} are under the restrictive licence {declared!r}. If your use is allowed by it, "
-            f"repeat it in the recipe: `licence: {declared}`."
+            f"The weights {source} are under the restrictive licence {declared!r}. If it allows your use, repeat it in "
+            f"the recipe: `licence: {declared}`."
         )
     return declared
 
@@ -55,7 +56,7 @@ def _declared(source: str, folder: Path | None) -> str | None:
 
 
 def _from_card(card: Path) -> str | None:
-    """The ``license`` of a model card's YAML head; ``license_name`` where that is "other"."""
+    """Return the ``license`` in a model card's YAML header, or the ``license_name`` if it is "other"."""
     if not card.is_file():
         return None
     head = card.read_text(encoding="utf-8", errors="replace").split("---")

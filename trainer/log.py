@@ -1,4 +1,4 @@
-"""What a run tells while it goes: JSON lines, TensorBoard, and a curve as a picture."""
+"""Log of a run: JSON lines, TensorBoard events, and a picture of the training curve."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from trainer.checkpoints import RunFolder, read_log
 
 
 class RunLog:
-    """Writes ``log.jsonl`` and TensorBoard events; opened at a step, it forgets what was written after that step."""
+    """Writer of ``log.jsonl`` and TensorBoard events.
+
+    Opening it at a step discards entries of this and later steps, which an interrupted run may have left.
+    """
 
     def __init__(self, run: RunFolder, step: int) -> None:
         kept = [row for row in read_log(run.log) if row["step"] < step]
@@ -26,7 +29,7 @@ class RunLog:
         self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line, and one TensorBoard scalar per number."""
+        """Write one line, and one TensorBoard scalar per number."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -34,13 +37,13 @@ class RunLog:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush both."""
+        """Flush and close both files."""
         self._file.close()
         self._board.close()
 
 
 def plot_training_curve(run: RunFolder, target: Path) -> None:
-    """A PNG of the loss terms, the learning rates and, where there is one, the validation Dice."""
+    """Plot the loss terms, the learning rates and the validation Dice, if there is one, as PNG."""
     rows = read_log(run.log)
     training = [row for row in rows if "total" in row]
     validation = [row for row in rows if "validation_dice" in row]

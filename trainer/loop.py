@@ -1,13 +1,12 @@
-"""The one training loop: it carries any method.
+"""Training loop, which is the same for all methods.
 
     plan -> prepared scans -> networks -> [ batch stream: plan, batch -> model set: loss, update ] -> run folder
 
-What happens at a step is a function of the recipe and the step; all that is carried from step to step is in
-:class:`trainer.checkpoints.TrainingState`. A run that was killed at any moment and resumed ends with the same weights,
-bit for bit, on the same machine with the same number of threads.
+Each step is a function of the recipe, the number of the step, and :class:`trainer.checkpoints.TrainingState`. On the
+same machine with the same number of threads, a run that was killed and resumed ends with bit-identical weights.
 
-Started by ``torchrun`` or ``accelerate launch``, several processes train as one (see :mod:`trainer.parallel`): each
-takes its rows of every batch; the first one writes the run folder, which all must be able to read.
+With ``torchrun`` or ``accelerate launch``, several processes train together (see :mod:`trainer.parallel`): each process
+takes its rows of every batch. The first process writes the run folder, which all processes must be able to read.
 """
 
 from __future__ import annotations
@@ -60,23 +59,23 @@ def train(
     members: Path | None = None,
     decisions: tuple[RecipeDecision, ...] = (),
 ) -> Manifest:
-    """Train as planned and leave a run folder.
+    """Train according to a plan and write a run folder.
 
     Args:
-        plan: see :func:`trainer.plan.make_plan`.
-        run: folder of the run, made here; see :class:`trainer.checkpoints.RunFolder` for what is in it.
-        resume: go on from the folder's last checkpoint.
-        cache: where preprocessed scans are kept, by default inside ``run``; runs on one dataset may share it.
-        device: ``cpu`` or ``cuda``; by default a GPU when there is one.
-        report: called after each step with (step, steps, what was logged).
-        watch: called while scans are prepared with (what, done, total).
-        tell: Called with sentences for the person who trains; the run's log has them, too.
-        decisions: What the recipe had left open, to be kept in the run folder.
-        members: Folder for the runs of networks that the method asks for, by default inside ``run``.
+        plan: Plan of the run, see :func:`trainer.plan.make_plan`.
+        run: Folder of the run, which is created; its files are described in :class:`trainer.checkpoints.RunFolder`.
+        resume: If True, continue from the last checkpoint in the folder.
+        cache: Folder of the preprocessed scans, by default inside ``run``; runs on the same dataset may share it.
+        device: ``cpu`` or ``cuda``; by default a GPU if there is one.
+        report: Called after each step with (step, steps, logged values).
+        watch: Called with (activity, done, total) while scans are preprocessed.
+        tell: Called with messages for the user, which are also written to the run's log.
+        decisions: Decisions on keys that the recipe left open, to be written to the run folder.
+        members: Folder of the runs of further networks that the method requests, by default inside ``run``.
 
     Raises:
-        RunError: the folder holds another run, or its checkpoint is damaged.
-        TrainingError: the loss is not finite; the sentence names the scans of the batch.
+        RunError: The folder contains another run, or its checkpoint is damaged.
+        TrainingError: The loss is not finite; the message names the scans of the batch.
     """
     accelerator = make_accelerator(plan.recipe, device)
     plan.stages.check_parts(process_count())
@@ -92,7 +91,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Callbacks:
-    """Who is told what of a run in progress; see :func:`train`."""
+    """Callbacks for the progress of a run; see :func:`train`."""
 
     report: StepCallback | None
     watch: ProgressCallback
@@ -100,7 +99,7 @@ class _Callbacks:
 
 
 class _Training:
-    """One run in progress."""
+    """A run in progress."""
 
     def __init__(
         self,
@@ -135,7 +134,7 @@ class _Training:
             self.log = RunLog(folder, self.step)
 
     def finish(self) -> Manifest:
-        """Train from the current step to the last one and write what is kept."""
+        """Train from the current step to the last one and write the results."""
         try:
             while self.step < self.plan.stages.steps and not self._stopped():
                 self._train_to_the_next_refresh()
@@ -160,7 +159,7 @@ class _Training:
                 return
             if self.step % self.plan.recipe.checkpoint_every == 0 and self.step < stages.steps:
                 self._checkpoint()
-            if self.step != batch.step + 1:  # the method has jumped; what was made ahead is of no use
+            if self.step != batch.step + 1:  # the method skipped steps, so the batches made ahead cannot be used
                 return
 
     def _training_scans(self, cases: dict[str, PreparedCase]) -> TrainingScans:
@@ -176,7 +175,7 @@ class _Training:
         )
 
     def _train_member(self, recipe: Recipe, name: str, labelled: tuple[str, ...]) -> Segmenter:
-        """Train a network that the method asks for, or find it trained; see :class:`TrainingScans`."""
+        """Train a network that the method requests, or load it if it is trained; see :class:`TrainingScans`."""
         folder = RunFolder(self.members / name)
         split = replace(self.plan.split, labelled=labelled, validation=())
         if not folder.has_ended:
@@ -198,7 +197,7 @@ class _Training:
         return make_segmenter(manifest, TorchEngine(network, self.accelerator.device))
 
     def _say(self, sentence: str) -> None:
-        """Tell the person who trains, and keep it in the log."""
+        """Pass a message to the user, and write it to the log."""
         if self.log is not None:
             self.log.write(self.step, {"told": sentence})
         self.callbacks.tell(sentence)
@@ -220,7 +219,7 @@ class _Training:
             self.callbacks.report(self.step, self.plan.stages.steps, values)
 
     def _validate_if_due(self, step_plan: StepPlan) -> bool:
-        """With validation scans: measure, keep the best iterate, and say whether to stop early."""
+        """Validate if there are validation scans, keep the best weights, and return True to stop early."""
         recipe = self.plan.recipe
         if not self.plan.split.validation or "student" not in step_plan.rates or not step_plan.validate:
             return False
@@ -263,7 +262,7 @@ class _Training:
         self.step, self.best, self.validations_without_gain = state.step, state.best, state.waited
 
     def _keep(self) -> None:
-        """Write the exported module, its figures, the curve and the preview; remove what only training needed."""
+        """Write the exported module, its figures, the curve and the preview; remove files that only training needs."""
         network = self.models.exported()
         if self.best is not None:
             network = load_weights(self.folder.best, network)

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from semiseg.deprecation import renamed_attributes
 from trainer.parallel import sum_over_processes
 from trainer.targets import Targets
 
 DICE_FLOOR = 1e-6
 SMALLEST_WEIGHT = 1e-6
 
+if not TYPE_CHECKING:
+    __getattr__ = renamed_attributes(__name__, mean_of="weighted_mean", mean_where="masked_mean")
+
 
 def dice_pooled(probabilities: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """1 - 2 sum(p y) / (sum p^2 + sum y^2), sums over the whole batch and space, mean over all channels.
+    """Compute the Dice loss 1 - 2 sum(p y) / (sum p^2 + sum y^2), averaged over all channels.
 
-    The batch is that of all processes that train together.
+    The sums run over all voxels of the batch, which is the batch of all processes that train together.
 
     Args:
-        probabilities: (N, C, ...).
-        target: (N, C, ...), zeros and ones or soft; a channel of which both are empty costs nothing.
+        probabilities: Probabilities (N, C, ...).
+        target: Target values (N, C, ...), binary or soft. A channel in which prediction and target are empty has the
+            loss 0.
         weights: Weights (N, ...) of the voxels in the sums; None for 1.
     """
     p, y = probabilities.float(), target.float()
     if weights is not None:
-        root = weights[:, None].sqrt()  # each sum is of products of two
+        root = weights[:, None].sqrt()  # each term of a sum is a product of two of these
         p, y = p * root, y * root
     axes = [0, *range(2, p.ndim)]
     overlap, total = sum_over_processes(
@@ -35,24 +42,25 @@ def dice_pooled(probabilities: Tensor, target: Tensor, weights: Tensor | None = 
 
 
 def supervised_loss(logits: Tensor, labels: Tensor, targets: Targets, weights: Tensor | None = None) -> Tensor:
-    """(cross-entropy + Dice) / 2 over labelled patches: the supervised term of the mean-teacher family.
+    """Compute (cross-entropy + Dice) / 2 over labelled patches, the supervised term of the mean-teacher family.
 
     Args:
-        logits: (N, C, ...).
-        labels: (N, ...) int64, as ``targets`` encodes them. N may be 0, for a part of a batch without labelled patches.
-        targets: what the channels mean.
+        logits: Logits (N, C, ...).
+        labels: Labels (N, ...) int64, as ``targets`` encodes them. N may be 0, for a part of a batch without labelled
+            patches.
+        targets: Meaning of the channels.
         weights: Weights (N, ...) of the voxels; None for 1.
     """
     return soft_loss(logits, targets.encode(labels), targets, weights)
 
 
 def soft_loss(logits: Tensor, target: Tensor, targets: Targets, weights: Tensor | None = None) -> Tensor:
-    """(Cross-entropy + Dice) / 2 against probabilities.
+    """Compute (cross-entropy + Dice) / 2 with probabilities as the target.
 
     Args:
-        logits: (N, C, ...).
+        logits: Logits (N, C, ...).
         target: Probabilities (N, C, ...) of the channels.
-        targets: What the channels mean.
+        targets: Meaning of the channels.
         weights: Weights (N, ...) of the voxels; None for 1.
     """
     crossed = weighted_mean(targets.cross_entropy(logits, target), weights)
@@ -60,9 +68,9 @@ def soft_loss(logits: Tensor, target: Tensor, targets: Targets, weights: Tensor 
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The mean, weighted where there are ``weights`` of the same shape, and zero for no values at all.
+    """Return the mean of ``values``, weighted if there are ``weights`` of the same shape; zero for no values.
 
-    A weighted mean is that of the batch of all processes.
+    A weighted mean is taken over the batch of all processes.
     """
     if weights is None:
         return values.sum() / max(values.numel(), 1)
@@ -71,9 +79,9 @@ def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def masked_mean(values: Tensor, where: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
-    """The mean of ``values`` over the voxels ``where`` (both (N, ...)), over the batch of all processes.
+    """Return the mean of ``values`` over the voxels ``where`` (both (N, ...)), over the batch of all processes.
 
-    Where no voxel counts: the mean of ``otherwise``, by default zero.
+    If no voxel is selected, the result is the mean of ``otherwise``, by default zero.
     """
     top, count = sum_over_processes(torch.stack([(values * where).sum(), where.sum().to(values.dtype)])).unbind()
     mean = top / count.clamp_min(1)

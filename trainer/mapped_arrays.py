@@ -1,8 +1,8 @@
-"""Arrays that stay in their files: mapped into memory, and handed to another process by the name of the file.
+"""Memory-mapped arrays that are passed to other processes as file names.
 
-Pickling a mapped array copies all of its values. A worker process that is started anew (multiprocessing's ``spawn``,
-the only way on Windows and the default one on macOS, and ``forkserver``, Linux's default from Python 3.14 on) would so
-be sent every scan of a training.
+Pickling a mapped array copies all of its values. Without this module, every scan would be sent to each worker process
+that is not forked (multiprocessing's ``spawn``, the only method on Windows and the default on macOS, and
+``forkserver``, the default on Linux from Python 3.14 on).
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """An .npy file in place of the array that it holds."""
+    """Reference to an .npy file, which stands for the array in the file."""
 
     path: Path
 
 
 def map_array(path: Path) -> NDArray[Any]:
-    """The array of an .npy file, read when it is used.
+    """Map the array of an .npy file into memory.
 
     Raises:
-        OSError, ValueError: there is no such file, or it holds no array.
+        OSError, ValueError: The file does not exist or contains no array.
     """
     array: NDArray[Any] = np.load(path, mmap_mode="r")
     return array
 
 
 def to_file_reference(value: Any) -> Any:
-    """An array that :func:`map_array` made becomes the name of its file; anything else, a part of one too, stays."""
+    """Replace an array from :func:`map_array` by a reference to its file; return other values, and views, unchanged."""
     if not isinstance(value, np.memmap) or value.filename is None:
         return value
-    whole: Any = value.base  # numpy's types call it an array; of a whole file it is the map itself
+    whole: Any = value.base  # the mmap itself for an array of the whole file, although NumPy's types name an array
     return ArrayFile(Path(value.filename)) if isinstance(whole, mmap.mmap) else value
 
 
 def from_file_reference(value: Any) -> Any:
-    """The inverse of :func:`to_file_reference`."""
+    """Map the array of a file reference; the inverse of :func:`to_file_reference`."""
     return map_array(value.path) if isinstance(value, ArrayFile) else value

@@ -1,4 +1,4 @@
-"""The order in which the weights of convolutions lie in memory, which decides the order of everything they compute."""
+"""Memory format of the weights of convolutions, which determines the memory format of their outputs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import nn
 MemoryFormat = Literal["contiguous", "channels_last"]
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""By the number of dimensions of a convolution's weights."""
+"""Memory formats by the number of dimensions of a convolution's weights."""
 
 
 def use_memory_format(network: nn.Module, memory_format: MemoryFormat) -> nn.Module:
     """Store the weights of a network's 2D and 3D convolutions in a memory format, in place.
 
-    PyTorch computes a convolution in channels-last order when its weights are stored so. Processors then need no
-    conversion between convolutions. Values and gradients differ by rounding only.
+    PyTorch computes a convolution in channels-last order if its weights are stored in this order. On processors, no
+    conversion is then needed between convolutions. Values and gradients differ only by rounding.
 
     Args:
-        network: The network; optimisers must be made afterwards, since its parameters get new storage.
-        memory_format: ``contiguous`` is PyTorch's own order and changes nothing.
+        network: The network. Optimisers must be created afterwards, since its parameters get new storage.
+        memory_format: The format; ``contiguous`` is PyTorch's default and changes nothing.
 
     Returns:
         The network.

@@ -1,4 +1,4 @@
-"""Mixed precision, with convolutions in single precision where they are not to be trusted in half."""
+"""Mixed precision, with convolutions in float32 where their bfloat16 gradients are wrong."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CONVOLUTIONS: frozenset[Callable[..., Any]] = frozenset(
 
 @contextmanager
 def mixed_precision(accelerator: Accelerator) -> Iterator[None]:
-    """Compute in the accelerator's precision; on a CPU convolutions stay in float32.
+    """Compute in the accelerator's precision; on a CPU, convolutions stay in float32.
 
-    On a processor with AVX-512 the oneDNN of PyTorch 2.13 computes the gradient of the weights of a bfloat16
-    convolution wrongly when the input is narrow: a kernel of 3 on 2 x 8 x 7 voxels, or of 7 with stride 4 on 3 x 3
-    pixels. It reads beyond the input, so that the gradient depends on what the memory held before, and sometimes writes
-    beyond the result, which ends the process. Everything else that autocast does in bfloat16 was right.
+    On processors with AVX-512, oneDNN in PyTorch 2.13 computes wrong gradients for the weights of a bfloat16
+    convolution if the input is narrow, such as a kernel of 3 on 2 x 8 x 7 voxels, or of 7 with stride 4 on 3 x 3
+    pixels. It reads beyond the input, so that the gradient depends on unrelated memory, and sometimes writes beyond the
+    result, which crashes the process. All other operations that autocast runs in bfloat16 gave correct results.
     """
     with accelerator.autocast():
         if accelerator.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
@@ -41,12 +41,12 @@ def mixed_precision(accelerator: Accelerator) -> Iterator[None]:
 
 
 class _ExactConvolutions(TorchFunctionMode):
-    """Takes convolutions out of the CPU's autocast."""
+    """Function mode that disables the CPU's autocast for convolutions."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call ``func``; a convolution gets its tensors in float32."""
+        """Call ``func``, with tensors in float32 for a convolution."""
         given = kwargs or {}
         if func not in CONVOLUTIONS:
             return func(*args, **given)

@@ -1,4 +1,4 @@
-"""The networks of a run, their optimisers, and one update of them."""
+"""Networks and optimisers of a run, and their updates."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from trainer.plan import TrainingPlan
 from trainer.schedules import ema_decay
 from trainer.validation import make_segmenter
 
-EMA_KEY = "moving average"  # its name in a checkpoint; a method has no network of that name
+EMA_KEY = "moving average"  # name of the average in a checkpoint, which no network of a method has
 
 
 class ModelSet:
-    """What learns in a run, the same in every process.
+    """Networks of a run with their optimisers, identical in every process.
 
     Attributes:
-        networks: the method's, by name.
-        optimisers: of those that have something to learn.
-        ema: Moving average of the exported network, where the recipe asks for one.
+        networks: Networks of the method, by name.
+        optimisers: Optimisers of the networks with trainable parameters, by name.
+        ema: Moving average of the exported network; None if the recipe has no ``ema``.
     """
 
     def __init__(self, plan: TrainingPlan, manifest: Manifest, accelerator: Accelerator) -> None:
@@ -51,15 +51,19 @@ class ModelSet:
     def _build(self, seed: int) -> Networks:
         torch.manual_seed(seed)
         networks = self._plan.stages.build()
-        if self._plan.recipe.start is not None:
-            load_initial_weights(self._plan.recipe.start, networks)
+        if self._plan.recipe.init_from is not None:
+            load_initial_weights(self._plan.recipe.init_from, networks)
         networks = {name: network.to(self._accelerator.device) for name, network in networks.items()}
         broadcast_networks(networks.values())
         memory_format = self._plan.recipe.memory_format
         return {name: use_memory_format(network, memory_format) for name, network in networks.items()}
 
     def begin_step(self, step: int) -> None:
-        """Begin ``step`` with what the stages hand over, and the fresh networks and optimisers that they ask for."""
+        """Prepare for ``step``: let finished stages hand over, and reset networks and optimisers as the stages request.
+
+        Args:
+            step: The step that follows.
+        """
         stages = self._plan.stages
         stages.hand_over(self.networks, step)
         for name in stages.restarts(step):
@@ -71,13 +75,13 @@ class ModelSet:
             self.optimisers[name].state.clear()
 
     def update(self, batch: Batch, step_plan: StepPlan) -> dict[str, float]:
-        """One optimisation step of the networks whose turn it is; the terms of the loss.
+        """Update the networks that the plan of the step names, and return the terms of the loss.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: The loss is not finite.
         """
         stages, recipe, scaler = self._plan.stages, self._plan.recipe, self._accelerator.scaler
-        # Dropout and noise of a step depend on the step alone.
+        # Dropout and noise depend only on the seed, the step and the process.
         torch.manual_seed(_number(recipe.seed, 5, batch.step, *([rank()] if rank() else [])))
         stages.prepare(self.networks, step_plan, batch.step)
         optimisers = {name: self.optimisers[name] for name in step_plan.rates}
@@ -106,14 +110,14 @@ class ModelSet:
         return terms
 
     def _follow(self, step_plan: StepPlan) -> None:
-        """Move the average towards the exported network, after an update of the student that is validated."""
+        """Update the moving average after an update of the student in a phase with validation."""
         decay = self._plan.recipe.ema
         if self.ema is not None and decay is not None and step_plan.validate and "student" in step_plan.rates:
             current = self._plan.stages.exported(self.networks)
             update_moving_average(self.ema, current, ema_decay(step_plan.student_update, decay), buffers=True)
 
     def exported(self) -> nn.Module:
-        """A copy of the module that is kept: the exported network, or its moving average."""
+        """Return a copy of the module to export: the exported network, or its moving average."""
         if self.ema is None:
             return self._current()
         network = network_from_manifest(self._manifest)
@@ -121,18 +125,18 @@ class ModelSet:
         return network.to(self._accelerator.device).eval()
 
     def _current(self) -> nn.Module:
-        """A copy of the exported network as it is now."""
+        """Return a copy of the exported network with its current weights."""
         network = network_from_manifest(self._manifest)
         network.load_state_dict(self._plan.stages.exported(self.networks).state_dict())
         return network.to(self._accelerator.device).eval()
 
     def segmenter(self, network: nn.Module | None = None) -> Segmenter:
-        """Segments scans with ``network``, by default with the one that is kept, as it is now."""
+        """Create a segmenter for ``network``, by default for the current state of the module to export."""
         network = self.exported() if network is None else network
         return make_segmenter(self._manifest, TorchEngine(network, self._accelerator.device))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of them: the fields of that name of :class:`trainer.checkpoints.TrainingState`."""
+        """Return the fields of :class:`trainer.checkpoints.TrainingState` that concern networks and optimisers."""
         scaler = self._accelerator.scaler
         return {
             "networks": {name: network.state_dict() for name, network in self._kept().items()},
@@ -141,11 +145,11 @@ class ModelSet:
         }
 
     def _kept(self) -> Networks:
-        """The networks that a checkpoint holds."""
+        """Return the networks that a checkpoint contains."""
         return self.networks if self.ema is None else {**self.networks, EMA_KEY: self.ema}
 
     def restore(self, networks: dict[str, Any], optimisers: dict[str, Any], scaler: dict[str, Any] | None) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         for name, network in self._kept().items():
             network.load_state_dict(networks[name])
         for name, optimiser in self.optimisers.items():
@@ -158,11 +162,11 @@ def _require_finite(total: Tensor, batch: Batch) -> None:
     if not bool(torch.isfinite(total)):
         scans = ", ".join(sorted(set(batch.cases)))
         raise TrainingError(
-            f"The loss is not finite at step {batch.step}, on patches of {scans}. Look at these scans with "
-            "`semiseg data check`; if they are sound, lower the learning rate or train with `precision: fp32`."
+            f"The loss is not finite at step {batch.step}, on patches of {scans}. Check these scans with "
+            "`semiseg data check`; if they are valid, lower the learning rate or train with `precision: fp32`."
         )
 
 
 def _number(*parts: int) -> int:
-    """One seed from several numbers."""
+    """Derive one seed from several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -8,16 +8,22 @@ from torch import nn
 
 @torch.no_grad()
 def update_moving_average(teacher: nn.Module, student: nn.Module, decay: float, *, buffers: bool) -> None:
-    """Move the teacher's parameters towards the student's: decay times its own plus the rest of the student's.
+    """Update the teacher's parameters to decay * teacher + (1 - decay) * student.
 
-    Modules that the student shares between its parts may be the teacher's own in each part, or shared as well.
+    A module that several parts of the student share may be shared or separate in the teacher.
+
+    Args:
+        teacher: Network that is updated in place.
+        student: Network with parameters of the same names.
+        decay: Weight of the teacher's own parameters.
+        buffers: If True, floating-point buffers are averaged in the same way, and others are copied.
 
     Raises:
-        ValueError: The two have parameters of other names.
+        ValueError: The parameters of the two networks have different names.
     """
     theirs = dict(student.named_parameters(remove_duplicate=False))
     if theirs.keys() != dict(teacher.named_parameters(remove_duplicate=False)).keys():
-        raise ValueError("Networks with other parameters have no average.")
+        raise ValueError("Networks with different parameter names cannot be averaged.")
     for name, mine in teacher.named_parameters():
         mine.mul_(decay).add_(theirs[name].detach(), alpha=1.0 - decay)
     if buffers:

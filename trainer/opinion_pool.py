@@ -1,9 +1,9 @@
-"""Several opinions on the same voxels become one: each is calibrated, and they are mixed by weights that were learned.
+"""Linear opinion pool: probabilities from several sources are calibrated and mixed with learned weights.
 
 An opinion is an array of probabilities whose last axis sums to 1: the classes of a voxel, or, for a region, inside and
 outside. Calibration divides the logits by a temperature (Guo et al., "On calibration of modern neural networks", ICML
-2017). The weights of the mixture are those under which the outlines are most likely (a linear opinion pool; they are
-found by expectation maximisation, as those of a mixture model with fixed components).
+2017). The weights of the mixture maximise the likelihood of the reference labels; they are found by expectation
+maximisation, as for a mixture model with fixed components.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.25, 4.0  # limits of a temperature
-EM_ITERATIONS = 200  # of expectation maximisation
+EM_ITERATIONS = 200  # iterations of expectation maximisation
 EPSILON = 1e-6
 
 Probabilities = NDArray[np.float32]
 
 
 def scale_temperature(shares: Probabilities, temperature: float) -> Probabilities:
-    """Probabilities (..., K) whose logits are divided by ``temperature``: above 1 they are less certain."""
+    """Divide the logits of probabilities (..., K) by ``temperature``; values above 1 make them less certain."""
     powered = np.power(np.clip(shares, EPSILON, 1.0), 1.0 / temperature)
     return np.asarray(powered / powered.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
 def fit_temperature(shares: Probabilities, truth: NDArray[np.integer]) -> float:
-    """The temperature under which the outlines are most likely.
+    """Return the temperature that maximises the likelihood of the reference labels.
 
     Args:
-        shares: Probabilities (V, K) of V voxels that the opinion was not learned from.
-        truth: The right outcome (V,) of each.
+        shares: Probabilities (V, K) of V voxels that the opinion was not trained on.
+        truth: Correct outcome (V,) of each voxel.
     """
     rows = np.arange(len(truth))
 
@@ -44,10 +44,10 @@ def fit_temperature(shares: Probabilities, truth: NDArray[np.integer]) -> float:
 
 
 def fit_pool_weights(given: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Weights (M,) of M opinions under which the outlines are most likely; they sum to 1.
+    """Return the weights (M,) of M opinions that maximise the likelihood of the reference labels; they sum to 1.
 
     Args:
-        given: Probability (M, V) that each opinion gives to the right outcome of each voxel.
+        given: Probability (M, V) that each opinion assigns to the correct outcome of each voxel.
     """
     likely = np.clip(np.asarray(given, dtype=np.float64), EPSILON, 1.0)
     weights = np.full(len(likely), 1.0 / len(likely))
@@ -60,12 +60,13 @@ def fit_pool_weights(given: NDArray[np.floating]) -> NDArray[np.float64]:
 def pool_opinions(
     opinions: Sequence[Probabilities], weights: Sequence[float], known: Sequence[Probabilities | None]
 ) -> Probabilities:
-    """The mixture of opinions (..., K).
+    """Mix opinions (..., K); the result is uniform where no opinion is known.
 
     Args:
-        opinions: The opinions, of one shape.
-        weights: Their weights.
-        known: For each opinion an array (...) that is 0 where it has none; None where it has one everywhere.
+        opinions: Opinions of the same shape.
+        weights: Weights of the opinions.
+        known: For each opinion, an array (...) that is 0 where the opinion is unknown, or None if it is known
+            everywhere.
     """
     total = np.zeros(opinions[0].shape, np.float32)
     norm = np.zeros(opinions[0].shape[:-1], np.float32)
@@ -80,7 +81,7 @@ def pool_opinions(
 
 
 def outcomes_from_channels(channels: NDArray[np.floating], *, exclusive: bool) -> Probabilities:
-    """Probabilities of channels (C, X, Y, Z) as an opinion: (X, Y, Z, C) of classes, (C, X, Y, Z, 2) of regions."""
+    """Convert probabilities (C, X, Y, Z) to an opinion: (X, Y, Z, C) for classes, (C, X, Y, Z, 2) for regions."""
     values = np.asarray(channels, dtype=np.float32)
     if exclusive:
         return np.moveaxis(values, 0, -1)
@@ -88,5 +89,5 @@ def outcomes_from_channels(channels: NDArray[np.floating], *, exclusive: bool) -
 
 
 def channels_from_outcomes(opinion: Probabilities, *, exclusive: bool) -> Probabilities:
-    """The inverse of :func:`outcomes_from_channels`."""
+    """Convert an opinion to probabilities of channels; the inverse of :func:`outcomes_from_channels`."""
     return np.moveaxis(opinion, -1, 0) if exclusive else opinion[..., 0]

@@ -1,4 +1,4 @@
-"""Optimisers, and a step of several of them."""
+"""Optimisers and their joint steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.recipe import Optimiser
 
 
 def make_optimiser(section: Optimiser, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a recipe for the parameters of ``network`` that train."""
+    """Create the optimiser of a recipe for the trainable parameters of ``network``."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     if section.kind == "sgd":
         return torch.optim.SGD(
@@ -27,7 +27,7 @@ def step_optimisers(
     clip: Mapping[str, float | None],
     scaler: Any,
 ) -> None:
-    """Step all optimisers; with fp16 one scaler serves them all and is updated once, after the last."""
+    """Clip the gradients and step all optimisers; with fp16, they share a scaler that is updated once at the end."""
     for name, optimiser in optimisers.items():
         if scaler is not None:
             scaler.unscale_(optimiser)

@@ -1,8 +1,8 @@
-"""Several processes train as one: each takes its rows of every batch, and their gradients are averaged.
+"""Data-parallel training: each process takes its rows of every batch, and the gradients are averaged.
 
-A batch of B patches over W processes is B/W patches each. Losses that are ratios of sums over the batch (Dice, masked
-means) sum their terms over the processes, with gradient, so that the result does not depend on W but for rounding, for
-random numbers, and for what looks at the patches of one process only: a batch norm, patches mixed with one another.
+With W processes, each takes B/W of the B patches of a batch. Losses that are ratios of sums over the batch (Dice,
+masked means) sum their terms over the processes, with gradients. The result therefore depends on W only by rounding, by
+random numbers, and by operations that see the patches of one process only, such as batch norm or mixing of patches.
 """
 
 from __future__ import annotations
@@ -10,30 +10,35 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from semiseg.deprecation import renamed_attributes
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed_attributes(__name__, processes="process_count")
+
 
 def process_count() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def local_process_count() -> int:
-    """Number of processes that train on this machine."""
+    """Return the number of processes that train on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this is; the first one writes the run folder."""
+    """Return the number of this process, from 0; process 0 writes the run folder."""
     return dist.get_rank() if process_count() > 1 else 0
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """The sum of ``value`` over the processes; gradients pass through it."""
+    """Return the sum of ``value`` over the processes; gradients pass through it."""
     if process_count() == 1:
         return value
     summed: Tensor = _Sum.apply(value)
@@ -41,7 +46,7 @@ def sum_over_processes(value: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """Each process's value adds to every process's sum, so its gradient is the sum of all of theirs."""
+    """Sum over the processes. A value is part of every process's sum, so its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -57,9 +62,10 @@ class _Sum(torch.autograd.Function):
 
 
 def average_gradients(networks: Iterable[nn.Module]) -> None:
-    """Give every parameter the mean of its gradients over the processes, in one message per kind of number.
+    """Average the gradients of all parameters over the processes, with one message per data type.
 
-    A parameter that only some processes used counts as zero in the others: a part of a batch may lack labelled patches.
+    A gradient that is missing in some processes counts as zero there, since a part of a batch may have no labelled
+    patches.
     """
     if process_count() == 1:
         return
@@ -77,7 +83,7 @@ def average_gradients(networks: Iterable[nn.Module]) -> None:
 
 
 def broadcast_networks(networks: Iterable[nn.Module]) -> None:
-    """Give every process the first one's parameters and buffers."""
+    """Copy the parameters and buffers of the first process to all processes."""
     if process_count() > 1:
         for network in networks:
             for tensor in network.state_dict().values():
@@ -85,18 +91,18 @@ def broadcast_networks(networks: Iterable[nn.Module]) -> None:
 
 
 def average_buffers(networks: Iterable[nn.Module]) -> None:
-    """Give every process the mean of the running statistics of batch norms; each has seen its own patches."""
+    """Average the running statistics of batch norms over the processes, each of which has seen other patches."""
     if process_count() == 1:
         return
     for network in networks:
         for buffer in network.buffers():
-            if buffer.dtype in (torch.float32, torch.float16, torch.bfloat16):  # float64 holds sums that agree already
+            if buffer.dtype in (torch.float32, torch.float16, torch.bfloat16):  # float64 sums are the same everywhere
                 dist.all_reduce(buffer)
                 buffer /= process_count()
 
 
 def average_values(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The means of logged numbers over the processes, which all have the same names."""
+    """Average logged numbers over the processes, which have the same names in each."""
     if process_count() == 1:
         return values
     names = sorted(values)
@@ -106,7 +112,7 @@ def average_values(values: dict[str, float], device: torch.device) -> dict[str, 
 
 
 def broadcast_value(value: float, device: torch.device) -> float:
-    """The number that the first process has."""
+    """Return the value of the first process."""
     if process_count() == 1:
         return value
     shared = torch.tensor(value, device=device, dtype=torch.float32)
@@ -115,10 +121,10 @@ def broadcast_value(value: float, device: torch.device) -> float:
 
 
 def shut_down() -> None:
-    """End a process that trained with others, once all its files are written.
+    """Exit a process that trained with others, after all its files are written; a process that trained alone continues.
 
-    On CPUs a thread of gloo now and then outlives the interpreter and aborts the process after its last line, with
-    everything done; the launcher would report a failure. A process that trained alone goes on.
+    On CPUs, a thread of gloo sometimes outlives the interpreter and aborts the process at its exit, although all work
+    is done. The launcher would then report a failure.
     """
     if process_count() > 1:
         barrier()
@@ -128,6 +134,6 @@ def shut_down() -> None:
 
 
 def barrier() -> None:
-    """Return when every process is here."""
+    """Wait until every process has called this function."""
     if process_count() > 1:
         dist.barrier()

@@ -1,7 +1,7 @@
-"""Which patch of which scan goes into which batch, and the patches themselves.
+"""Sampling of patches from scans, and their composition into batches.
 
-A batch is a function of the recipe's seed and the step: nothing is carried from one step to the next but two counters
-that can be recomputed. That is what makes a resumed run equal to one that was never interrupted.
+A batch is a function of the recipe's seed and the step. The only state between steps is the numbers of patches drawn
+so far, which can be recomputed. A resumed run is therefore identical to one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,14 @@ from trainer.spatial_augmentation import (
 
 @dataclass(frozen=True)
 class PatchRequest:
-    """One patch to be made: of which scan, on which voxel (None: anywhere), with which random numbers."""
+    """Request for one patch.
+
+    Attributes:
+        case_id: Name of the scan.
+        labelled: True if the labels of the scan are used.
+        voxel: Voxel that the patch has to contain; None for any position.
+        seed: Seed of the random numbers of the patch.
+    """
 
     case_id: str
     labelled: bool
@@ -49,17 +56,17 @@ class Batch:
     """Patches of one update; the labelled ones come first.
 
     Attributes:
-        images: float32 (N, C, X, Y, Z).
-        labels: int64 (N, X, Y, Z); where a patch is unlabelled its pseudo-label, or zeros when there is none.
-        labelled: how many of the N are labelled.
-        cases: the scans that the patches were cut from.
-        step: the step that the batch belongs to.
-        guides: Pseudo-labels of the unlabelled patches, by name of the earlier stage that made them: codes (N, X, Y, Z)
-            int64 or soft labels (N, C + 1, X, Y, Z) uint8; zeros where a patch is labelled.
-        views: Further views (N, C, X, Y, Z) of the patches by name: the same voxels with other values.
-        weights: Weights of the voxels' labels, float32 (N, X, Y, Z): 0 where nobody outlined; None for 1.
-        where: float32 (N, 3, 2): where along each axis the patch's two faces lie, as shares of the scan's extent; NaN
-            where a turn has made another axis of it.
+        images: Images float32 (N, C, X, Y, Z).
+        labels: Labels int64 (N, X, Y, Z): for an unlabelled patch its pseudo-label, or zeros if there is none.
+        labelled: Number of labelled patches.
+        cases: Names of the scans that the patches were cut from.
+        step: Step that the batch belongs to.
+        guides: Pseudo-labels of the unlabelled patches, by the name of the earlier stage that made them, as codes
+            (N, X, Y, Z) int64 or soft labels (N, C + 1, X, Y, Z) uint8. They are zero for labelled patches.
+        views: Further views (N, C, X, Y, Z) of the patches by name, with the same voxels and other values.
+        weights: Weights float32 (N, X, Y, Z) of the voxels' labels, which are 0 where the label is unknown; None for 1.
+        where: Positions float32 (N, 3, 2) of the patch's two faces along each axis, as shares of the scan's extent; NaN
+            for an axis that a rotation by 90 degrees has exchanged with another one.
     """
 
     images: Tensor
@@ -77,19 +84,19 @@ class Batch:
 
     @property
     def label_weights(self) -> Tensor | None:
-        """The weights of the labelled patches."""
+        """The weights of the labelled patches, or None."""
         return None if self.weights is None else self.weights[: self.labelled]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """Copy the batch to a device."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; the loader asks for it."""
+        """Copy the batch to page-locked memory; the data loader calls this."""
         return self._with_each(Tensor.pin_memory)
 
     def parts(self, count: int) -> Iterator[Batch]:
-        """Split into ``count`` parts that each hold labelled patches first, in the mixture of the whole."""
+        """Split into ``count`` parts with about the same share of labelled patches, which come first in each part."""
         for part in range(count):
             rows = list(range(part, len(self), count))
             yield replace(
@@ -99,7 +106,7 @@ class Batch:
             )
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with each of its tensors changed."""
+        """Return a copy of the batch with each of its tensors changed."""
         return replace(
             self,
             images=change(self.images),
@@ -113,9 +120,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchComposition:
-    """How many patches of which kind the batch of a step holds, ``crops`` of each scan that is drawn.
+    """Numbers of patches in the batch of a step.
 
-    ``either`` are patches of all training scans, cut anywhere and without a label; a batch counts them as unlabelled.
+    Attributes:
+        labelled: Number of labelled patches.
+        unlabelled: Number of unlabelled patches.
+        either: Number of patches of any training scan, cut anywhere and without a label; a batch counts them as
+            unlabelled.
+        crops: Number of patches cut from each scan that is drawn.
     """
 
     labelled: int
@@ -124,22 +136,22 @@ class BatchComposition:
     crops: int = 1
 
     def __add__(self, other: BatchComposition) -> BatchComposition:
-        """The patches of both."""
+        """Add the numbers of patches."""
         return BatchComposition(
             self.labelled + other.labelled, self.unlabelled + other.unlabelled, self.either + other.either
         )
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The number of all patches."""
         return self.labelled + self.unlabelled + self.either
 
 
-_EITHER = 2  # the third pool of a mixture
+_EITHER = 2  # index of the pool of all training scans
 
 
 class PatchSampler:
-    """Draws the requests of each step: the scans by shuffled passes over each pool, the places by the recipe."""
+    """Sampler of the patch requests of each step: scans in shuffled passes over each pool, positions by the recipe."""
 
     def __init__(
         self, recipe: Recipe, cases: Mapping[str, PreparedCase], labelled: Sequence[str], unlabelled: Sequence[str]
@@ -150,10 +162,15 @@ class PatchSampler:
         self.foreground: dict[str, tuple[NDArray[np.int32], ...]] = {}
 
     def requests(self, step: int, composition: BatchComposition, before: BatchComposition) -> list[PatchRequest]:
-        """The patches of ``step``, labelled first; ``before`` counts what all earlier steps drew.
+        """Return the requests of ``step``, labelled ones first.
 
-        The k-th scan from a pool of n is entry k mod n of shuffle k // n: every pass sees each scan once, and a pool
+        The k-th scan from a pool of n is entry k mod n of shuffle k // n. Each pass contains each scan once, and a pool
         smaller than the batch is cycled.
+
+        Args:
+            step: The step.
+            composition: Numbers of patches of this step.
+            before: Numbers of patches of all earlier steps together.
         """
         out: list[PatchRequest] = []
         counts = zip(
@@ -174,7 +191,7 @@ class PatchSampler:
         return out
 
     def _foreground_voxel(self, case: PreparedCase, random: np.random.Generator) -> tuple[int, int, int] | None:
-        """A voxel of a segment drawn evenly, or None when the patch may lie anywhere."""
+        """Draw a segment uniformly and a voxel in it, or None if the patch may be anywhere."""
         places = case.segment_voxels or self.foreground.get(case.case_id, ())
         if not places or random.random() >= self._recipe.foreground:
             return None
@@ -185,13 +202,13 @@ class PatchSampler:
 
 @dataclass(frozen=True)
 class UncutPatch:
-    """What a patch is made of, read but not yet cut, turned or bent.
+    """Data of a patch that was read but not yet cut, rotated or deformed.
 
     Attributes:
-        request: whose patch it is.
-        box: the part of the scan that it needs.
-        random: where its further random numbers come from.
-        where: see :class:`Batch`, before any mirroring.
+        request: Request of the patch.
+        box: Part of the scan that the patch needs.
+        random: Generator of the patch's further random numbers.
+        where: Positions of the faces as in :class:`Batch`, before mirroring and rotations by 90 degrees.
     """
 
     request: PatchRequest
@@ -200,22 +217,23 @@ class UncutPatch:
     where: NDArray[np.float64]
 
     def pin_memory(self) -> UncutPatch:
-        """The same in page-locked memory; the loader asks for it."""
+        """Copy the data to page-locked memory; the data loader calls this."""
         return replace(self, box=self.box.pin_memory())
 
 
 class PatchSource(Dataset[Any]):
-    """Turns requests into patches; runs in the loader's worker processes.
+    """Dataset that makes patches from requests in the data loader's worker processes.
 
     Args:
-        recipe: patch, augmentation and where it is done.
-        cases: the prepared scans.
-        slice_axis: the axis that in-plane rotations turn about.
-        padding: what lies beyond a scan, see :class:`semiseg.bundle.preprocessing.Preprocessing`.
+        recipe: Recipe with the patch size and the augmentation.
+        cases: The preprocessed scans.
+        slice_axis: Axis of in-plane rotations.
+        padding: Values outside a scan, see :class:`semiseg.bundle.preprocessing.Preprocessing`.
         pseudo: Pseudo-labels of unlabelled scans, by the stage that made them and by scan.
-        source: The stage whose pseudo-labels are the labels of unlabelled patches; those of others become guides.
+        source: Stage whose pseudo-labels are the labels of unlabelled patches; those of other stages become guides.
         views: Names of further views of each patch; see :class:`trainer.methods.method.Method`.
-        device: makes the patches, when the recipe leaves them to it; else they are made where they are read.
+        device: Device that makes the patches if the recipe has ``augment_on: device``; otherwise, patches are made by
+            the process that reads them.
     """
 
     def __init__(
@@ -247,12 +265,12 @@ class PatchSource(Dataset[Any]):
         vars(self).update(state, _pseudo=_each(from_file_reference, state["_pseudo"]))
 
     def __getitem__(self, request: PatchRequest) -> dict[str, Any] | UncutPatch:
-        """The patch of ``request``, or what the device makes it of."""
+        """Return the patch of ``request``, or its uncut data if the device makes the patches."""
         draft = self.read(request)
         return draft if self._device is not None else self.make(draft)
 
     def read(self, request: PatchRequest) -> UncutPatch:
-        """Decide where the patch lies and read that part of the scan."""
+        """Determine the position of the patch and read that part of the scan."""
         case = self._cases[request.case_id]
         random = np.random.default_rng((*request.seed, 1))
         patch = self._recipe.size()
@@ -261,16 +279,16 @@ class PatchSource(Dataset[Any]):
             case.shape, patch, turn, case.spacing, request.voxel, np.random.default_rng((*request.seed, 2))
         )
         cut = replace(cut, control=draw_deformation(self._recipe.augmentation, patch, case.spacing, random))
-        # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
+        # Outside the scan, labels are padded as the image is: with border values, or with zeros (background).
         wanted = [one for maps in self._maps(request) for one in maps]
         return UncutPatch(
             request, read_region(case.image, wanted, cut, patch), random, patch_faces(cut, patch, case.shape)
         )
 
     def _maps(self, request: PatchRequest) -> list[list[NDArray[np.uint8]]]:
-        """The maps (X, Y, Z) of a scan: its labels or the current pseudo-labels, and then those of each guide.
+        """Return the maps (X, Y, Z) of a scan: its labels or current pseudo-labels, and then those of each guide.
 
-        Codes are one map, soft labels several, and what there is not is none.
+        Codes are one map, soft labels are several maps, and missing labels are an empty list.
         """
         if request.labelled:
             own = self._cases[request.case_id].labels
@@ -279,7 +297,7 @@ class PatchSource(Dataset[Any]):
         return [[] if one is None else list(one) if is_soft(one) else [one] for one in found]
 
     def make(self, draft: UncutPatch) -> dict[str, Any]:
-        """The patch: image float32 (C, X, Y, Z), labels int64 (X, Y, Z), and what :class:`Batch` says of each guide."""
+        """Make the patch: image float32 (C, X, Y, Z), labels int64 (X, Y, Z), and guides as in :class:`Batch`."""
         request, random, augmentation = draft.request, draft.random, self._recipe.augmentation
         box = draft.box if self._device is None else draft.box.to(self._device)
         patch = self._recipe.size()
@@ -288,7 +306,7 @@ class PatchSource(Dataset[Any]):
         image, found = symmetry.apply(image), symmetry.apply(found)
         where = symmetry.apply_to_faces(torch.from_numpy(draft.where).float())
         image = augment_intensities(image, augmentation, random)
-        # A stream of its own, so that a patch is the same whether or not it has further views.
+        # A separate generator, so that the patch does not depend on whether it has further views.
         other = np.random.default_rng((*request.seed, 3))
         views = {name: augment_intensities(image, self._recipe.strong_augmentation, other) for name in self._views}
         own, *others = found.split([len(maps) for maps in self._maps(request)])
@@ -314,7 +332,7 @@ class PatchSource(Dataset[Any]):
         }
 
     def _guide(self, name: str, maps: Tensor, like: Tensor) -> Tensor:
-        """The pseudo-labels of a stage, of ``maps`` (K, X, Y, Z); zeros for none."""
+        """Return the pseudo-labels of a stage from ``maps`` (K, X, Y, Z); zeros if there are no maps."""
         example = next(iter(self._pseudo[name].values()), None)
         if example is None or not is_soft(example):
             return maps[0].long() if len(maps) else torch.zeros_like(like)
@@ -323,7 +341,7 @@ class PatchSource(Dataset[Any]):
 
 
 class _Steps(Sampler[list[PatchRequest]]):
-    """Hands the loader one list of requests per step, drawn when the loader asks."""
+    """Batch sampler with one list of requests per step, drawn when the data loader needs them."""
 
     def __init__(self, steps: Iterable[list[PatchRequest]]) -> None:
         self._steps = steps
@@ -335,9 +353,9 @@ class _Steps(Sampler[list[PatchRequest]]):
 def load_batches(
     source: PatchSource, steps: Iterable[list[PatchRequest]], first_step: int, workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    """The batches of consecutive steps, made ahead of time by ``workers`` processes (0: in this one)."""
+    """Yield the batches of consecutive steps, made ahead of time by ``workers`` processes, or by this one if 0."""
     if workers and multiprocessing.get_start_method() == "forkserver":
-        # The server imports torch once, and forks each worker of every loader in no time.
+        # The server imports torch once, so that forking the workers of each loader is fast.
         multiprocessing.set_forkserver_preload([__name__])
     loader: DataLoader[Any] = DataLoader(
         source, batch_sampler=_Steps(steps), num_workers=workers, collate_fn=_collate, pin_memory=pin_memory
@@ -348,7 +366,7 @@ def load_batches(
 
 
 def _collate(samples: list[Any]) -> Any:
-    """Patches become one batch where they were made; drafts go as they are to the device that will make them."""
+    """Stack patches into a batch; return uncut patches unchanged, for the device that makes them."""
     return samples if isinstance(samples[0], UncutPatch) else _stack(samples)
 
 

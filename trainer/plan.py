@@ -1,4 +1,4 @@
-"""From a dataset, a split and a recipe to what a run is: the preprocessing decided, the manifest written."""
+"""Plan of a run, made from a dataset, a split and a recipe: its preprocessing, stages and manifest."""
 
 from __future__ import annotations
 
@@ -28,12 +28,23 @@ from trainer.targets import MAX_REGIONS, make_targets
 
 ProgressCallback = Callable[[str, int, int], None]
 AXES: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-MAX_AUTO_PATCH_SIDE = 96  # voxels per side of a patch that nobody chose
+MAX_AUTO_PATCH_SIDE = 96  # largest side in voxels of an automatic patch
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything that is decided before the first update."""
+    """Everything that is decided before the first update.
+
+    Attributes:
+        recipe: Recipe with the decided patch.
+        dataset: The dataset.
+        split: Labelled, unlabelled, validation and test scans.
+        preprocessing: Preprocessing of the scans.
+        segments: Segments that the network learns.
+        stages: Stages of the method.
+        scans: Sizes and values of the training scans.
+        inherited_weights: Pretrained weights of the run from which the student starts.
+    """
 
     recipe: Recipe
     dataset: Dataset
@@ -46,7 +57,7 @@ class TrainingPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the result of the run, in plain values."""
+        """The values that determine the result of the run, as plain data."""
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "split": {name: list(ids) for name, ids in self.training_pools().items()},
@@ -55,16 +66,16 @@ class TrainingPlan:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Ranges over the training scans."""
+        """The ranges of sizes and values over the training scans."""
         return self.scans.fingerprint
 
     @property
     def unlabelled(self) -> tuple[str, ...]:
-        """The scans that are learned from without labels; a transductive recipe adds the images of the test scans."""
+        """The scans used for training without labels, including the test scans for a transductive recipe."""
         return _unlabelled(self.split, self.recipe)
 
     def training_pools(self) -> dict[str, tuple[str, ...]]:
-        """The scans that training sees, by the use it makes of them."""
+        """Return the scans that the run uses, by their use."""
         return {
             "labelled": tuple(self.split.labelled),
             "unlabelled": self.unlabelled,
@@ -80,18 +91,18 @@ def make_plan(
     scans: ScanFacts | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> TrainingPlan:
-    """Decide what the recipe leaves open, from the training scans alone, and refuse what cannot work.
+    """Decide values that the recipe leaves open from the training scans alone, and check the recipe.
 
     Args:
         dataset: The dataset.
-        split: Which scans are labelled, unlabelled and for validation.
+        split: Labelled, unlabelled, validation and test scans.
         recipe: The recipe.
-        watch: Called while scans are read with (what, done, total).
-        scans: What is known of the training scans already, so that they need not be read again.
-        preprocessing: What has been decided already, for a network that sees scans as another one does.
+        watch: Called with (activity, done, total) while scans are read.
+        scans: Sizes and values of the training scans, if they were read before.
+        preprocessing: Preprocessing to use instead of the recipe's, for a network that shares it with another one.
 
     Raises:
-        RecipeError: the recipe contradicts itself, the dataset or the method.
+        RecipeError: The recipe is inconsistent, or does not suit the dataset or the method.
     """
     if not split.labelled:
         raise RecipeError("The split names no labelled scan, so there is nothing to learn from.")
@@ -115,10 +126,10 @@ def make_plan(
         unlabelled=len(unlabelled),
     )
     stages = StageSequence(make_method(recipe, task))
-    stages.pretrained()  # weights that are missing or may not be used are refused now
+    stages.pretrained()  # raises an error for weights that are missing or may not be used
     for stage in stages.stages:
         for step in {0, stage.steps - 1} if stage.steps else ():
-            stage.step_plan(step)  # and batches that cannot be composed so
+            stage.step_plan(step)  # raises an error for impossible batch compositions
     earlier = check_initial_run(recipe, task.inputs)
     inherited = () if earlier is None else earlier.provenance.pretrained
     return TrainingPlan(recipe, dataset, split, preprocessing, segments, stages, scans, inherited)
@@ -129,7 +140,7 @@ def _unlabelled(split: Split, recipe: Recipe) -> tuple[str, ...]:
 
 
 def make_manifest(plan: TrainingPlan) -> Manifest:
-    """The run's document, before any figure is known."""
+    """Create the manifest of the run, without figures."""
     recipe = plan.recipe
     stages = plan.stages
     student, task = stages.exported_config(), stages.last.task
@@ -171,7 +182,7 @@ def make_manifest(plan: TrainingPlan) -> Manifest:
 
 
 def _with_patch(recipe: Recipe, fingerprint: Fingerprint, preprocessing: Preprocessing) -> Recipe:
-    """The recipe with its patch decided: each side the next multiple of what the student halves."""
+    """Return the recipe with its patch decided: each side is rounded up to a multiple of the student's divisor."""
     students = find_method(recipe).students(recipe)
     divisor = patch_divisor(students)
     sides: tuple[float, ...]
@@ -186,8 +197,8 @@ def _with_patch(recipe: Recipe, fingerprint: Fingerprint, preprocessing: Preproc
     if (x, y, z) == divisor and max(divisor) > 1:
         if recipe.patch != "auto":
             raise RecipeError(
-                f"In the recipe, patch: of {list(recipe.patch)} the student's coarsest level is a single voxel, which "
-                f"cannot be normalised; make a side at least {2 * max(divisor)}."
+                f"In the recipe, patch: with {list(recipe.patch)}, the student's coarsest level is a single voxel, "
+                f"which cannot be normalised; make a side at least {2 * max(divisor)}."
             )
         x, y, z = (2 * d for d in divisor)
     for window in recipe.windows:
@@ -207,16 +218,20 @@ def _with_patch(recipe: Recipe, fingerprint: Fingerprint, preprocessing: Preproc
 
 
 def _segments(dataset: Dataset, recipe: Recipe) -> tuple[Segment, ...]:
-    """The dataset's segments, or the recipe's regions of them, with what the recipe says of their looks and codes."""
+    """Return the dataset's segments or the recipe's regions, with the colours and codes in the recipe."""
     known = {s.name: s for s in dataset.segments}
     if recipe.regions:
         known = _regions(dataset, recipe)
     if are_overlapping(tuple(known.values())) and len(known) > MAX_REGIONS:
-        raise RecipeError(f"There are {len(known)} regions that may overlap, and a model has at most {MAX_REGIONS}.")
+        raise RecipeError(
+            f"There are {len(known)} regions that may overlap, but a model can have at most {MAX_REGIONS}."
+        )
     for section, names in (("segments", recipe.segments), ("postprocessing", recipe.postprocessing.segments)):
         unknown = sorted(set(names) - set(known))
         if unknown:
-            raise RecipeError(f"In the recipe, {section}: {unknown[0]!r} is none of the segments ({', '.join(known)}).")
+            raise RecipeError(
+                f"In the recipe, {section}: {unknown[0]!r} is not one of the segments ({', '.join(known)})."
+            )
     out = []
     for segment in known.values():
         notes = recipe.segments.get(segment.name)
@@ -232,7 +247,7 @@ def _regions(dataset: Dataset, recipe: Recipe) -> dict[str, Segment]:
         if strange:
             named = ", ".join(s.display_name for s in dataset.segments)
             raise RecipeError(
-                f"In the recipe, regions: {name!r} holds the value {strange[0]}, which no label map has ({named})."
+                f"In the recipe, regions: {name!r} contains the value {strange[0]}, which no segment has ({named})."
             )
     colours = distinct_colours(len(recipe.regions))
     pairs = zip(recipe.regions.items(), colours, strict=True)
@@ -246,12 +261,12 @@ def _require_channels(recipe: Recipe, dataset: Dataset) -> None:
     unknown = [name for name in recipe.series if name not in dataset.channels]
     if unknown:
         raise RecipeError(
-            f"In the recipe, series: {unknown[0]!r} is none of the channels ({', '.join(dataset.channels)})."
+            f"In the recipe, series: {unknown[0]!r} is not one of the channels ({', '.join(dataset.channels)})."
         )
 
 
 def _rule(recipe: Recipe, channel: str) -> SeriesRule:
-    """What a DICOM series has to be to serve a channel: the recipe's word, else the modality that the name tells."""
+    """Return the rule for DICOM series of a channel: the recipe's, or the modality that the channel's name states."""
     return recipe.series.get(channel) or SeriesRule(modality=MODALITIES.get(channel.upper()))
 
 
@@ -261,7 +276,9 @@ def _preprocessing(
     wanted = recipe.preparation
     intensity = wanted.intensity * channels if len(wanted.intensity) == 1 else wanted.intensity
     if len(intensity) != channels:
-        raise RecipeError(f"In the recipe, preparation.intensity: {len(intensity)} entries for {channels} channels.")
+        raise RecipeError(
+            f"In the recipe, preparation.intensity: there are {len(intensity)} entries for {channels} channels."
+        )
     spacing: tuple[float, float, float] | None
     if wanted.spacing == "own":
         spacing = None

@@ -1,4 +1,4 @@
-"""What is known before a recipe is decided: the training scans, what is outlined in them, and the machine."""
+"""Facts from which a recipe is decided: the training scans, the values inside their outlines, and the machine."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from trainer.errors import RecipeError
 from trainer.scan_facts import MODALITIES, ScanFacts, collect_scan_facts
 
 FOREGROUND_PERCENTILES = (0.5, 99.5)  # percentiles of the values inside the outlines
-MAX_OUTLINED_SCANS = 16  # labelled scans whose values are looked at
+MAX_OUTLINED_SCANS = 16  # largest number of labelled scans whose values inside the outlines are read
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What the training scans are.
+    """Facts about the training scans.
 
     Attributes:
-        scans: Sizes and values of all of them.
-        modalities: Of each channel: ``CT``, ``MR``, ``PT``, or None where neither its name nor the recipe tells.
-        foreground: Of each channel: the 0.5th and the 99.5th percentile of the values inside the outlines.
+        scans: Sizes and values of all training scans.
+        modalities: Modality of each channel: ``CT``, ``MR``, ``PT``, or None if neither its name nor the recipe states
+            it.
+        foreground: For each channel, the 0.5th and the 99.5th percentile of the values inside the outlines.
         labelled: Number of labelled scans.
-        unlabelled: Number of unlabelled ones.
+        unlabelled: Number of unlabelled scans.
     """
 
     scans: ScanFacts
@@ -42,21 +43,21 @@ class DatasetFacts:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Ranges over the training scans."""
+        """The ranges of sizes and values over the training scans."""
         return self.scans.fingerprint
 
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """What trains.
+    """Facts about the machine that trains.
 
     Attributes:
-        processor: Its name.
+        processor: Name of the processor.
         processors: Number of logical processors that this process may use.
-        memory: GiB of memory.
-        gpu: Name of the GPU; None where training is on the processor.
-        gpu_memory: GiB of its memory.
-        bf16: The GPU computes in bfloat16.
+        memory: Main memory in GiB.
+        gpu: Name of the GPU; None for training on the processor.
+        gpu_memory: Memory of the GPU in GiB.
+        bf16: True if the GPU supports bfloat16.
     """
 
     processor: str
@@ -68,7 +69,7 @@ class MachineFacts:
 
     @classmethod
     def detect(cls, device: str | None) -> MachineFacts:
-        """This one, training on ``device`` (``cpu``, ``cuda``, or None for a GPU where there is one)."""
+        """Describe this machine, for training on ``device`` (``cpu``, ``cuda``, or None for a GPU if there is one)."""
         own = (processor_name(), usable_processors(), (physical_memory() or 0) / GIB)
         if device == "cpu" or not torch.cuda.is_available():
             return cls(*own)
@@ -84,14 +85,14 @@ class MachineFacts:
 def collect_dataset_facts(
     dataset: Dataset, split: Split, orientation: str, told: Mapping[str, str | None], scans: ScanFacts | None = None
 ) -> DatasetFacts:
-    """Look at the training scans, and at the outlines of the labelled ones.
+    """Collect facts about the training scans and the values inside the outlines of the labelled ones.
 
     Args:
         dataset: The dataset.
-        split: Which scans are labelled and unlabelled.
-        orientation: Axes of the network's grid.
-        told: Modality of channels by name, where a recipe tells it.
-        scans: What is known of the scans already.
+        split: Labelled and unlabelled scans.
+        orientation: Orientation of the network's grid.
+        told: Modalities that the recipe states, by channel name.
+        scans: Sizes and values of the scans, if they were read before.
 
     Raises:
         RecipeError: A scan cannot be read.
@@ -114,7 +115,7 @@ def collect_dataset_facts(
 
 
 def _range(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Percentiles; where nothing is outlined both are 0."""
+    """Return the percentiles of values; both are 0 if there are no values."""
     if not values.size:
         return (0.0, 0.0)
     low, high = np.percentile(values, FOREGROUND_PERCENTILES)

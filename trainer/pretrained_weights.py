@@ -1,4 +1,4 @@
-"""Where pretrained weights come from, and what a library says that refuses them."""
+"""Sources of pretrained weights, and errors of the libraries that load them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.errors import RecipeError
 from trainer.licences import check_licence
 from trainer.recipe import Section
 
-# What transformers raises at a configuration that makes no sense; the last one is no kind of ValueError.
+# Errors that transformers raises for an invalid configuration; the last one is not a subclass of ValueError.
 LOADING_ERRORS = (
     TypeError,
     ValueError,
@@ -28,10 +28,10 @@ class WeightsSource(Section):
     """Pretrained weights, from a folder or from a hub.
 
     Attributes:
-        folder: as ``save_pretrained`` writes it.
-        hub: an id such as ``nvidia/mit-b2``.
-        revision: of the hub's files.
-        licence: repeats a restrictive licence, to say that it is known.
+        folder: Folder of the weights, as ``save_pretrained`` writes it.
+        hub: Id on the hub, such as ``nvidia/mit-b2``.
+        revision: Revision of the files on the hub.
+        licence: Licence of the weights, which must be repeated here if it is restrictive.
     """
 
     folder: Path | None = None
@@ -42,7 +42,7 @@ class WeightsSource(Section):
     @model_validator(mode="after")
     def _one_source(self) -> WeightsSource:
         if (self.folder is None) == (self.hub is None):
-            raise ValueError("give `folder` or `hub`, one of them")
+            raise ValueError("name either a `folder` or a `hub` id")
         return self
 
     @property
@@ -51,10 +51,13 @@ class WeightsSource(Section):
         return self.hub or str(self.folder)
 
     def manifest_entry(self, needed: str | None) -> PretrainedWeights:
-        """What the manifest says about them; ``needed`` is a file that their folder must hold.
+        """Return the manifest's entry for the weights, and check their licence and files.
+
+        Args:
+            needed: File that their folder must contain, if any.
 
         Raises:
-            RecipeError: their licence is restrictive and not repeated, or they are not there.
+            RecipeError: The licence is restrictive and not repeated, or the weights do not exist.
         """
         if self.folder is not None and not self.folder.is_dir():
             raise RecipeError(f"There is no folder {self.folder} with weights.")
@@ -66,5 +69,5 @@ class WeightsSource(Section):
 
 
 def one_line_error(error: Exception) -> str:
-    """What the error says, in one line."""
+    """Return the message of an error in one line."""
     return " ".join(str(error).split()) or type(error).__name__

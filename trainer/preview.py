@@ -1,4 +1,4 @@
-"""A picture of what the trained network draws, for the person who waited for it."""
+"""Preview picture of the trained network's segmentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.plan import TrainingPlan
 
 
 def draw_preview(segmenter: Segmenter, plan: TrainingPlan, target: Path) -> None:
-    """A contact sheet of one scan: a validation scan, else an unlabelled one (prediction only), else a labelled one."""
+    """Draw a contact sheet of a validation scan, or else an unlabelled (prediction only) or labelled scan."""
     split = plan.split
     case_id = (*split.validation, *plan.unlabelled, *split.labelled)[0]
     case = plan.dataset.case(case_id)

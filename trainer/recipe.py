@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a run computes, in one validated YAML file."""
+"""Recipes: the settings that determine what a run computes, in one validated YAML file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
 from semiseg.bundle.variant import Gate
 from semiseg.errors import validation_message
+from semiseg.renamed_keys import rename_keys, rename_values
 from semiseg.volumes.segmentation import ConceptCode
 from semiseg.volumes.series_rules import SeriesRule
 from trainer.errors import RecipeError
@@ -24,23 +25,33 @@ ByteValue = Annotated[int, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+RENAMED_KEYS = {"start": "init_from"}
+"""Present names of the keys of a recipe, by their former names."""
+RENAMED_KINDS = {"outside": "custom", "canvas": "slice_mosaic"}
+"""Present names of kinds of networks, by their former names."""
+
+
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values do not change."""
+    """Base class of the sections of a recipe: unknown keys are refused, and instances are immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Preparation(Section):
-    """How scans become the network's input; what is left open is decided from the dataset and recorded in the run.
+    """Preprocessing of scans into the network's input.
+
+    Values that are left open are decided from the dataset and recorded in the run.
 
     Attributes:
-        orientation: axes of the network's grid, by the side to which each leads: R or L, A or P, S or I.
-        spacing: mm per axis; ``own`` keeps each scan's, ``median`` takes the median over the training scans.
-        intensity: one entry for all channels, or one per channel.
-        slice_axis: axis along which 2D teachers slice; ``auto`` is the axis of largest spacing in most training scans,
-            the last one on a tie.
-        crop: ``nonzero`` cuts away the rim in which all channels are zero.
-        padding: what surrounds a scan that is smaller than the patch: its border again, or zeros.
+        orientation: Directions of the axes of the network's grid: one letter per axis (R or L, A or P, S or I) for the
+            side of the body towards which it increases.
+        spacing: Voxel spacing in mm per axis; ``own`` keeps the spacing of each scan, ``median`` takes the median over
+            the training scans.
+        intensity: One entry for all channels, or one per channel.
+        slice_axis: Axis along which 2D teachers slice volumes. ``auto`` takes the axis of largest spacing in most
+            training scans; on a tie, the last one.
+        crop: ``nonzero`` removes the border region in which all channels are zero.
+        padding: Values around a scan that is smaller than the patch: its border values repeated, or zeros.
     """
 
     orientation: str = "RAS"
@@ -52,7 +63,7 @@ class Preparation(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Preparation:
-        """Refuse here what :class:`Preprocessing` would refuse only after every scan has been read."""
+        """Refuse values that :class:`Preprocessing` would refuse only after every scan has been read."""
         spacing = None if isinstance(self.spacing, str) else self.spacing
         try:
             Preprocessing(orientation=self.orientation, spacing=spacing, intensity=self.intensity)
@@ -62,13 +73,15 @@ class Preparation(Section):
 
 
 class SegmentNotes(Section):
-    """What a dataset folder does not say about a segment: its DICOM codes and its colour.
+    """Properties of a segment that a dataset folder does not state: its DICOM codes and its colour.
 
     Attributes:
-        colour: red, green and blue in pictures and viewers; by default one of our own for each segment.
-        painted: value of a region where all regions are to be one label map: each is painted over those before.
-        category, type: what the segment is, as a SEG names it (PS3.3 C.8.20.2); by default tissue, and a code of a
-            private scheme that means the segment's name.
+        colour: Red, green and blue in pictures and viewers; by default, semiseg assigns a different colour to each
+            segment.
+        painted: Value of a region in a single label map of all regions; each region overwrites those before it.
+        category: Code of the segment's category, as in a DICOM SEG (PS3.3 C.8.20.2); by default, tissue.
+        type: Code of the segment's type, as in a DICOM SEG (PS3.3 C.8.20.2); by default, a code of a private scheme
+            whose meaning is the segment's name.
     """
 
     colour: tuple[ByteValue, ByteValue, ByteValue] | None = None
@@ -81,32 +94,36 @@ RegionName = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class Augmentation(Section):
-    """Random changes to a training patch; each is drawn anew for each patch.
+    """Random augmentation of training patches, drawn independently for each patch.
 
     Attributes:
-        affine: probability of the spatial change (scale and rotation, in one interpolation).
-        scale: limits of the zoom; one factor for all axes (M&N's are 0.9 to 1.1).
-        rotate: largest angle in degrees about the slice axis, within the plane of the slices.
-        rotate_out_of_plane: largest angle about the two other axes; 0 keeps every slice a slice.
-        quarter_turns: probability of a turn by a random number of right angles in the plane of the slices (of half
-            turns, where the patch is not square there).
-        flip: axes that are mirrored with probability ``flip_probability`` each.
-        flip_probability: of each of the axes in ``flip``.
-        gamma: exponent limits, applied to the patch scaled to 0..1 and back, with probability ``gamma_probability``.
-        gamma_probability: of a gamma for a patch.
-        gamma_inverted: Share of the gammas that are applied to the inverted patch, so that bright values are bent as
-            dark ones are.
+        affine: Probability of the spatial change (zoom and rotation, in one interpolation).
+        scale: Limits of the zoom factor, which is the same for all axes (0.9 to 1.1 in M&N).
+        rotate: Largest rotation angle in degrees about the slice axis, which is within the plane of the slices.
+        rotate_out_of_plane: Largest rotation angle in degrees about the two other axes; with 0, rotations stay within
+            the plane of the slices.
+        quarter_turns: Probability of a rotation by a random multiple of 90 degrees in the plane of the slices (180
+            degrees if the patch is not square in this plane).
+        flip: Axes along which the patch is mirrored, each with probability ``flip_probability``.
+        flip_probability: Probability of mirroring, for each of the axes in ``flip``.
+        gamma: Limits of the exponent of a gamma change with probability ``gamma_probability``. The patch is scaled to
+            0..1 for it and back.
+        gamma_probability: Probability of a gamma change.
+        gamma_inverted: Share of the gamma changes that are applied to the inverted patch, so that they act on bright
+            values as they otherwise act on dark ones.
         elastic: Largest displacement in mm of a smooth deformation, with probability ``elastic_probability``.
-        elastic_probability: Probability of a deformation for a patch.
-        elastic_grid: Distance in mm of the deformation's control points.
+        elastic_probability: Probability of a deformation.
+        elastic_grid: Distance in mm between the control points of the deformation.
         blur: Limits of the standard deviation, in voxels, of a Gaussian blur, with probability ``blur_probability``.
-        blur_probability: Probability of a blur for a patch.
+        blur_probability: Probability of a blur.
         low_resolution: Limits of the share of voxels along each axis to which a patch is reduced before it is enlarged
             again, with probability ``low_resolution_probability``.
-        low_resolution_probability: Probability of a lower resolution for a patch.
-        brightness, contrast, noise: additive shift, multiplicative change and standard deviation of Gaussian noise,
-            each as the largest amount in units of the normalised image, with probability ``intensity_probability``.
-        intensity_probability: of each of brightness, contrast and noise for a patch.
+        low_resolution_probability: Probability of a reduced resolution.
+        brightness: Largest additive shift in units of the normalised image, with probability ``intensity_probability``.
+        contrast: Largest relative change of the values, with probability ``intensity_probability``.
+        noise: Largest standard deviation of Gaussian noise in units of the normalised image, with probability
+            ``intensity_probability``.
+        intensity_probability: Probability of each of brightness, contrast and noise.
     """
 
     affine: Share = 1.0
@@ -143,14 +160,15 @@ class Augmentation(Section):
 
 
 class Optimiser(Section):
-    """How a network learns.
+    """Optimiser of a network.
 
     Attributes:
         kind: AdamW, or stochastic gradient descent with momentum.
-        rate: the learning rate from which the schedule starts.
-        weight_decay: how fast weights shrink: AdamW's decoupled decay, or SGD's penalty on their squares.
-        momentum: of SGD.
-        clip_norm: gradients longer than this are shortened to it; none are by default.
+        rate: Learning rate that the schedule multiplies by its factor.
+        weight_decay: Weight decay: decoupled decay for AdamW, L2 penalty for SGD.
+        momentum: Momentum of SGD.
+        clip_norm: Largest norm of the gradient; longer gradients are scaled down to it. By default, gradients are not
+            clipped.
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"
@@ -164,9 +182,10 @@ class Schedule(Section):
     """The learning rate over a run, as a factor of the optimiser's rate.
 
     Attributes:
-        kind: ``poly`` decays as (1 - t/T)^0.9, ``step`` by ten every ``step_every`` updates, ``cosine`` to 0.
-        warm_up: share of the updates during which the rate rises from 1% to 100%.
-        step_every: updates between the steps of ``step``.
+        kind: ``poly`` decays as (1 - t/T)^0.9, ``step`` divides the rate by ten every ``step_every`` updates,
+            ``cosine`` decays to 0, and ``constant`` keeps the rate.
+        warm_up: Share of the updates during which the rate rises linearly from 1% to 100%.
+        step_every: Number of updates after which ``step`` divides the rate by ten.
     """
 
     kind: Literal["cosine", "poly", "step", "constant"] = "cosine"
@@ -175,72 +194,81 @@ class Schedule(Section):
 
 
 class Recipe(Section):
-    """All that decides what a run computes.
+    """Settings of a run.
 
     Attributes:
-        name: of the model, in answers and file names.
-        method: which method trains (``--method`` overrides it); ``methods`` holds the switches of each by name, so that
-            one recipe serves a comparison of several methods.
-        regions: segments that may overlap, each by the values of the label maps that belong to it
-            ({WT: [1, 2, 3], TC: [2, 3], ET: [3]}); the network then has a sigmoid for each. Without them the dataset's
-            own segments are learned.
-        student: the 3D network that is kept: ``kind`` and its own settings (see :mod:`trainer.network_configs`).
-        start: a finished run whose student this one starts from, such as one pre-trained on other scans. Its section
-            ``student`` must be this one's; an output layer for other segments starts anew.
-        patch: voxels along X, Y, Z of the preprocessed grid, each rounded up to a multiple of what the student needs
-            (the run's recipe says what it became); ``auto`` holds a whole scan of median size where that is
-            at most 96 voxels along an axis.
-        batch: patches per update, labelled and unlabelled together.
-        updates: optimisation steps of the student, the budget that all methods share.
-        seed: of everything random; the same recipe, data and machine give the same weights.
-        scan_weights: Weights of the labels of single scans by name, such as 0.5 for one whose outline is doubted; all
-            others count 1.
-        foreground: probability that a patch is placed on foreground (for unlabelled scans: on foreground predicted
-            during training, once there is any).
-        precision: ``bf16`` or ``fp16`` mixed precision, or ``fp32``. ``fp16`` needs a GPU, and on a CPU ``bf16`` leaves
+        name: Name of the model in results and file names.
+        method: Name of the training method (``--method`` overrides it). ``methods`` holds the settings of each method,
+            so that one recipe serves a comparison of several methods.
+        regions: Segments that may overlap, each with the values of the label maps that belong to it
+            ({WT: [1, 2, 3], TC: [2, 3], ET: [3]}); the network then has a sigmoid output for each. By default, the
+            segments of the dataset are learned.
+        student: 3D network that is kept and exported: its ``kind`` and the settings of this kind (see
+            :mod:`trainer.network_configs`).
+        init_from: Folder of a finished run whose student provides the initial weights, such as a run pre-trained on
+            other scans. The section ``student`` must be the same in both runs. An output layer for another number of
+            segments is initialised at random.
+        patch: Voxels along X, Y, Z of the preprocessed grid, each rounded up to a multiple of what the student needs
+            (the run's recipe records the result). ``auto`` covers a whole scan of median size, with at most 96 voxels
+            along an axis.
+        batch: Number of patches per update, labelled and unlabelled together.
+        updates: Number of optimisation steps of the student; all methods share this budget.
+        seed: Seed of all random numbers; the same recipe, data and machine give the same weights.
+        scan_weights: Weights of the labels of single scans by name, such as 0.5 for a scan whose outline is uncertain;
+            the default weight is 1.
+        foreground: Probability that a patch is placed on foreground. For unlabelled scans, this is foreground predicted
+            during training, once a prediction exists.
+        precision: ``bf16`` or ``fp16`` for mixed precision, or ``fp32``. ``fp16`` needs a GPU; on a CPU, ``bf16`` keeps
             convolutions in float32.
         memory_format: Order of the values of a convolution in memory. ``channels_last`` makes training on a processor
-            1.1 to 1.5 times as fast; ``contiguous`` is PyTorch's own.
-        accumulate: split each batch into this many parts, one after the other: less memory. Losses that pool over the
-            batch (Dice) are then pooled over each part.
-        workers: processes that make patches ahead of the training; ``auto`` is none on a CPU, and beside a GPU one for
-            every other core, at most eight. The patches do not depend on it.
-        augment_on: ``device`` lets a GPU cut, turn and bend the patches that the workers have only read: for a machine
-            with few cores beside a fast GPU.
-        validate_every: updates between validations; needs a split with a validation list.
-        patience: stop when this many validations in a row were not better than the best; None trains to the end.
-        threads: processor threads of the training; all by default.
-        checkpoint_every: updates between checkpoints.
-        preparation: how scans become the network's input.
-        postprocessing: how a mask is cleaned, by the segment's name.
-        segments: codes and colours of segments, by name.
-        augmentation: random changes to training patches.
+            1.1 to 1.5 times as fast; ``contiguous`` is PyTorch's default.
+        accumulate: Number of parts into which each batch is split; they are processed one after the other to save
+            memory. Losses that pool over the batch (Dice) are then pooled over each part.
+        workers: Number of processes that make patches ahead of the training. ``auto`` starts none on a CPU, and on a
+            machine with a GPU one less than the number of processor cores per training process, at least one and at
+            most eight. The patches do not depend on this number.
+        augment_on: ``device`` lets a GPU cut, rotate and deform the patches, so that the workers only read them. This
+            suits a machine with few processor cores and a fast GPU.
+        validate_every: Number of updates between validations; validation needs a split with a validation list.
+        patience: Number of successive validations without improvement after which training stops; None trains to the
+            end.
+        threads: Number of processor threads for training; all by default.
+        checkpoint_every: Number of updates between checkpoints.
+        preparation: Preprocessing of scans into the network's input.
+        postprocessing: Clean-up of masks, by the name of the segment.
+        segments: Codes and colours of segments, by name.
+        augmentation: Random augmentation of training patches.
         deep_supervision: Weight of the supervised loss on coarser logits from the levels of the student's decoder; each
-            level counts half of the finer one. It is added where the method's loss shows the student the labelled
-            patches as they are.
-        strong_augmentation: Changes of values that make the strong view of a patch of its weak one, for methods that
-            compare views. Its spatial settings are not used.
-        ema: Largest decay of a moving average of the exported network's weights, which starts as a copy; the average is
-            then validated and exported. None keeps the last iterate.
-        optimiser, schedule: how the student learns; methods with further networks have their own in their switches.
-        methods: the switches of each method, by its name.
-        average, blending: of overlapping windows: what is averaged, and whether a window's middle counts more.
-        overlap: Share of a window covered again by the next, or one for each axis, where the run segments whole scans
-            (validation, pseudo-labels, `semiseg evaluate RUN`). A stride of s voxels is an overlap of 1 - s / window.
-            An exported bundle overlaps by half, whatever this is.
-        transductive: learn from the images (never the labels) of the test scans too, as M&N's released code does; the
-            figures then say so. By default no test scan is in any training pool.
-        series: for each channel by name, what a DICOM series has to be to serve it in the exported model (see
-            :class:`semiseg.volumes.series_rules.SeriesRule`); without a word a channel called CT or MR is of that
-            modality.
-        windows: further sliding windows that the bundle may allow; the patch always is.
-        gate: what an exported graph has to reach (see :class:`semiseg.bundle.variant.Gate`).
+            level counts half as much as the next finer one. It is added where the method's loss passes the labelled
+            patches unchanged to the student.
+        strong_augmentation: Intensity augmentation that turns the weak view of a patch into its strong view, for
+            methods that compare views. Its spatial settings are not used.
+        ema: Largest decay of a moving average of the exported network's weights. The average starts as a copy of the
+            network and is validated and exported in its place. None keeps the weights of the last update.
+        optimiser: Optimiser of the student. Methods with further networks have settings for these under ``methods``.
+        schedule: Learning-rate schedule of the student. Methods with further networks have settings for these under
+            ``methods``.
+        methods: Settings of each method, by its name.
+        average: Values that are averaged where windows overlap: ``logits``, or probabilities (``probs``).
+        blending: Weights of overlapping windows: ``gaussian`` gives the centre of a window more weight, ``constant``
+            weights all voxels equally.
+        overlap: Share of a window that the next window covers again, as one number or one for each axis, when the run
+            segments whole scans (validation, pseudo-labels, `semiseg evaluate RUN`). A stride of s voxels is an overlap
+            of 1 - s / window. The setting does not affect exported bundles, which overlap by half.
+        transductive: If True, the images (never the labels) of the test scans are also used for training, as in M&N's
+            released code, and the reported figures say so. By default, no test scan is in any training pool.
+        series: Requirements on the DICOM series for each channel of the exported model, by channel name (see
+            :class:`semiseg.volumes.series_rules.SeriesRule`). By default, a channel called CT or MR requires a series
+            of that modality.
+        windows: Sizes of further sliding windows that the bundle may allow; a window of the patch's size is always
+            allowed.
+        gate: Requirements that an exported graph has to meet (see :class:`semiseg.bundle.variant.Gate`).
     """
 
     name: Annotated[str, Field(min_length=1, max_length=64)] = "model"
     method: str = "mn"
     student: dict[str, Any] = {"kind": "unet"}
-    start: Path | None = None
+    init_from: Path | None = None
     patch: tuple[Side, Side, Side] | Literal["auto"] = "auto"
     batch: Positive = 4
     updates: Positive = 4000
@@ -290,7 +318,11 @@ class Recipe(Section):
         return self
 
     def size(self) -> tuple[int, int, int]:
-        """The patch, once it has been decided."""
+        """Return the patch size, once it has been decided.
+
+        Raises:
+            RecipeError: The patch is still ``auto``.
+        """
         if self.patch == "auto":
             raise RecipeError("The patch is decided when the dataset is known; see trainer.plan.make_plan.")
         return self.patch
@@ -300,16 +332,16 @@ def read_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
     """Read a recipe and apply ``--set key=value`` changes to it (``methods.mn.teacher.finetune=whole``).
 
     Raises:
-        RecipeError: not readable, not YAML, or a value that does not hold; the sentence names the key.
+        RecipeError: The file cannot be read or is not YAML, or a value is invalid; the message names the key.
     """
     return make_recipe(read_document(path, changes), source=str(path))
 
 
 def read_document(path: Path, changes: list[str] | None = None) -> dict[str, Any]:
-    """A recipe as YAML gives it, with changes, before any value is looked at: keys may be left open (``auto``).
+    """Read a recipe from YAML and apply changes, without validation: keys may be left open (``auto``).
 
     Raises:
-        RecipeError: Not readable, not YAML, or a change that is none.
+        RecipeError: The file cannot be read or is not YAML, or a change is malformed.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -318,20 +350,20 @@ def read_document(path: Path, changes: list[str] | None = None) -> dict[str, Any
     except yaml.YAMLError as error:
         raise RecipeError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(document, dict):
-        raise RecipeError(f"The recipe {path} is not a list of `key: value` lines.")
+        raise RecipeError(f"The recipe {path} does not consist of `key: value` lines.")
     return apply_changes(document, changes or [])
 
 
 def apply_changes(document: dict[str, Any], changes: list[str]) -> dict[str, Any]:
-    """A document with ``--set key=value`` changes.
+    """Apply ``--set key=value`` changes to a document in place and return it.
 
     Raises:
-        RecipeError: A change is not of that form.
+        RecipeError: A change is malformed.
     """
     for change in changes:
         key, separator, text = change.partition("=")
         if not separator or not key:
-            raise RecipeError(f"`--set {change}` is not of the form key=value.")
+            raise RecipeError(f"`--set {change}` does not have the form key=value.")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -343,6 +375,7 @@ def apply_changes(document: dict[str, Any], changes: list[str]) -> dict[str, Any
 def make_recipe(document: dict[str, Any], changes: list[str] | None = None, *, source: str = "the recipe") -> Recipe:
     """Validate a recipe given as a mapping; see :func:`read_recipe`."""
     document = apply_changes(document, changes or [])
+    document = rename_values(rename_keys(document, RENAMED_KEYS, source), "kind", RENAMED_KINDS, source)
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
@@ -359,10 +392,10 @@ def _set(document: dict[str, Any], keys: list[str], value: Any, change: str) -> 
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe file by path, or one of those that come with semiseg by name.
+    """Find a recipe file by its path, or one of the recipes shipped with semiseg by its name.
 
     Raises:
-        RecipeError: neither.
+        RecipeError: There is no such file or shipped recipe.
     """
     path = Path(name)
     if path.is_file():
@@ -371,4 +404,4 @@ def find_recipe(name: str) -> Path:
     if (shipped / f"{name}.yaml").is_file():
         return shipped / f"{name}.yaml"
     names = ", ".join(sorted(p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml")))
-    raise RecipeError(f"There is no recipe file {name}, and none of that name comes with semiseg (there are: {names}).")
+    raise RecipeError(f"There is no recipe file {name}, and semiseg ships no recipe of that name (it has: {names}).")

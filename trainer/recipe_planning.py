@@ -1,4 +1,4 @@
-"""From a recipe that leaves keys open to one that is decided, for a dataset, a machine, and a budget of time."""
+"""Decision of the keys that a recipe leaves open, for a dataset, a machine, and a time budget."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from trainer.recipe_rules import RecipeDecision, decide_open_keys, open_keys, re
 from trainer.scan_facts import ScanFacts, collect_scan_facts
 from trainer.time_estimate import TimeEstimate, TimeEstimator, format_duration
 
-SUFFICIENT_UPDATES = 2000  # updates from which on a processor's time goes into a larger network
+SUFFICIENT_UPDATES = 2000  # on a processor, the larger network is used if the budget allows this many updates
 UPDATES_KEY = "updates"
 
 
 @dataclass(frozen=True)
 class PlannedRecipe:
-    """A recipe with nothing open.
+    """A recipe without open keys.
 
     Attributes:
         recipe: The recipe.
-        decisions: What was decided, in its order.
-        scans: What is known of the training scans; None where nothing had to be known.
+        decisions: Decisions, in the order in which they were made.
+        scans: Sizes and values of the training scans; None if they were not needed.
     """
 
     recipe: Recipe
@@ -37,14 +37,14 @@ class PlannedRecipe:
 
 @dataclass(frozen=True)
 class PlanningContext:
-    """What a recipe is decided for.
+    """Dataset, split and device for which a recipe is decided.
 
     Attributes:
         dataset: The dataset.
-        split: Which scans are labelled and unlabelled.
+        split: Labelled and unlabelled scans.
         cache: Folder of the preprocessed scans.
-        device: ``cpu`` or ``cuda``; None for a GPU where there is one.
-        watch: Called with (what is done, number done, total).
+        device: ``cpu`` or ``cuda``; None for a GPU if there is one.
+        watch: Called with (activity, done, total).
     """
 
     dataset: Dataset
@@ -54,30 +54,32 @@ class PlanningContext:
     watch: ProgressCallback | None = None
 
     def plan(self, recipe: Recipe, scans: ScanFacts | None) -> TrainingPlan:
-        """The plan of a recipe."""
+        """Make the plan of a recipe."""
         return make_plan(self.dataset, self.split, recipe, self.watch, scans)
 
     def estimate_time(self, recipe: Recipe, scans: ScanFacts | None) -> list[TimeEstimate]:
-        """What a run of a recipe takes here, part by part."""
+        """Estimate the time of each part of a run on this machine."""
         scans = scans or self._scans(recipe.model_dump(mode="json"))
         return TimeEstimator(self.cache, self.device, scans, self.watch).estimate(self.plan(recipe, scans))
 
     def decide(
         self, document: Mapping[str, Any], earlier: Mapping[str, Any] | None, budget: float | None
     ) -> PlannedRecipe:
-        """Decide what a recipe leaves open.
+        """Decide the keys that a recipe leaves open.
 
         Args:
-            document: The recipe as YAML gives it.
-            earlier: The recipe of the run that is gone on with, which was decided before.
-            budget: Seconds that training may take; None for no limit.
+            document: The recipe as read from YAML.
+            earlier: Recipe of the run that is resumed, whose decisions are used; None for a new run.
+            budget: Time in seconds that training may take; None for no limit.
 
         Raises:
-            RecipeError: What is decided, or what is not, cannot work; or the budget is too small.
+            RecipeError: The recipe is invalid, or the budget is too small.
         """
         keys = open_keys(document)
         if budget is not None and UPDATES_KEY not in keys and earlier is None:
-            raise RecipeError("A budget decides the number of updates, and the recipe says it: leave one of them out.")
+            raise RecipeError(
+                "A budget decides the number of updates, but the recipe sets `updates`: leave one of them out."
+            )
         if not keys:
             return PlannedRecipe(make_recipe(dict(document)))
         if earlier is not None:
@@ -94,7 +96,10 @@ class PlanningContext:
     def _within(
         self, budget: float, document: Mapping[str, Any], scans: ScanFacts, machine: MachineFacts
     ) -> PlannedRecipe:
-        """Everything decided, with as many updates as fit; on a processor the larger network, if they are enough."""
+        """Decide everything, with as many updates as the budget allows.
+
+        On a processor, the larger network is used if :data:`SUFFICIENT_UPDATES` of its updates fit into the budget.
+        """
         sizes = ("small", "auto") if machine.gpu is None and document.get("student") == "auto" else ("",)
         for number, size in enumerate(sizes):
             tried = {**document, "student": size} if size else dict(document)
@@ -111,7 +116,7 @@ class PlanningContext:
                 continue
             if updates >= SUFFICIENT_UPDATES or number == len(sizes) - 1:
                 break
-        reason = f"as many as {format_duration(budget)} allow on {machine}, timed with a few steps"
+        reason = f"as many as fit into {format_duration(budget)} on {machine}, estimated from a few timed steps"
         made = RecipeDecision(UPDATES_KEY, updates, reason)
         decisions = tuple(made if one.key == UPDATES_KEY else one for one in first.decisions)
         return PlannedRecipe(first.recipe.model_copy(update={UPDATES_KEY: updates}), decisions, scans)

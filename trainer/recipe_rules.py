@@ -1,9 +1,9 @@
-"""What a recipe leaves open, decided from the training scans and the machine, each decision with its reason.
+"""Rules that decide the open keys of a recipe from the training scans and the machine, each with a reason.
 
-A recipe file may say ``auto`` for :data:`DECIDABLE_KEYS`; the word is replaced before the recipe is read, so that a
-run keeps what was decided. The rules for spacing, patch and levels follow nnU-Net's planner (Isensee et al., "nnU-Net:
-a self-configuring method for deep learning-based biomedical image segmentation", Nature Methods 2021, rule-based
-parameters), on smaller networks; what was measured here decides the rest.
+In a recipe file, :data:`DECIDABLE_KEYS` may be ``auto``. The decided values replace ``auto`` before the recipe is
+validated, so that a run records them. The rules for spacing, patch and levels follow nnU-Net's planner (Isensee et al.,
+"nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation", Nature Methods 2021,
+rule-based parameters), for smaller networks; the other rules follow the project's own measurements.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ DECIDABLE_KEYS = (
     "memory_format",
     "augmentation",
 )
-"""The keys that may be left open, in the order in which they are decided."""
+"""Keys that may be left open, in the order in which they are decided."""
 
-SPACING_TOLERANCE = 0.01  # spacings that differ by a smaller share are the same
-ANISOTROPIC = 3.0  # voxels whose sides differ by this factor have an axis of thick slices
-SMALLEST_SIDE = 4  # voxels of the coarsest level along each axis
+SPACING_TOLERANCE = 0.01  # spacings are equal if they differ by at most this share
+ANISOTROPIC = 3.0  # slices are thick if the longest side of a voxel exceeds the others by more than this factor
+SMALLEST_SIDE = 4  # smallest number of voxels of a halved axis
 
 Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class RecipeDecision:
-    """What was decided for a key, and why, in a sentence."""
+    """The value decided for a key, and the reason as a text."""
 
     key: str
     value: Any
@@ -52,14 +52,14 @@ class RecipeDecision:
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """A network.
+    """Predefined size of a network.
 
     Attributes:
-        name: Its name in a recipe.
-        channels: Channels of the levels, the finest first; scans that allow fewer levels use the first ones.
-        residual: DynUNet with residual blocks; else a plain UNet.
-        patch: Most voxels of a patch.
-        gpu: GiB of a GPU's memory from which on it is chosen; None for processors.
+        name: Name of the size in a recipe.
+        channels: Channels of the levels, finest first; if the scans allow fewer levels, the first ones are used.
+        residual: True for a DynUNet with residual blocks, False for a plain UNet.
+        patch: Largest number of voxels of a patch.
+        gpu: GPU memory in GiB from which on the size is chosen; None if it is not chosen for GPUs.
     """
 
     name: str
@@ -79,16 +79,17 @@ NETWORK_SIZES = {
     )
 }
 UPDATES = {"tiny": 2000, "small": 4000, "medium": 10_000, "large": 25_000}
-"""Updates where no budget of time says how many."""
+"""Number of updates without a time budget, by size."""
 
 DEFORMATION = 0.1  # largest displacement, as a share of the shortest side of a patch
-GRID = 0.5  # distance of the control points of a deformation, the same
+GRID = 0.5  # distance between the control points of a deformation, as a share of the shortest side of a patch
 
 
 def open_keys(document: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys for which a recipe says ``auto`` (a student may be a size, too), in the order of deciding.
+    """Return the keys that a recipe leaves open, in the order in which they are decided.
 
-    A recipe whose patch alone is ``auto`` is none of these: the patch then follows the scans, as it always has.
+    A key is open if its value is ``auto``; ``student`` is also open if it is the name of a size. If ``patch`` is the
+    only open key, the result is empty, because :func:`trainer.plan.make_plan` decides it.
     """
     found = tuple(key for key in DECIDABLE_KEYS if _is_open(key, read_key(document, key)))
     return () if found == ("patch",) else found
@@ -97,12 +98,12 @@ def open_keys(document: Mapping[str, Any]) -> tuple[str, ...]:
 def decide_open_keys(
     document: Mapping[str, Any], facts: DatasetFacts, machine: MachineFacts
 ) -> tuple[dict[str, Any], list[RecipeDecision]]:
-    """A recipe's document with everything decided, and the decisions.
+    """Decide all open keys; return the completed document and the decisions.
 
     Args:
-        document: The recipe as YAML gives it.
-        facts: What is known of the training scans.
-        machine: What trains.
+        document: The recipe as read from YAML.
+        facts: Facts about the training scans.
+        machine: Facts about the machine that trains.
     """
     chosen = _Choices(_copied(document), facts, machine)
     decisions = []
@@ -114,12 +115,12 @@ def decide_open_keys(
 
 
 def choose_strides(patch: tuple[float, ...], spacing: tuple[float, ...], levels: int) -> list[list[int]]:
-    """Strides between levels: an axis is halved while its voxels are no longer than twice the shortest ones.
+    """Choose the strides between levels: an axis is halved if its spacing is less than twice the smallest spacing.
 
     Args:
-        patch: Voxels of a patch.
-        spacing: Sides of a voxel in mm.
-        levels: Most levels.
+        patch: Number of voxels of a patch along each axis.
+        spacing: Voxel spacing in mm.
+        levels: Largest number of levels.
     """
     sides, mm = list(patch), list(spacing)
     found: list[list[int]] = []
@@ -138,10 +139,10 @@ def choose_strides(patch: tuple[float, ...], spacing: tuple[float, ...], levels:
 
 
 def choose_patch(shape: tuple[float, ...], most: int) -> Triple:
-    """A patch of at most ``most`` voxels in the proportions of a scan of ``shape``; the whole scan where it fits."""
+    """Choose a patch of at most ``most`` voxels in the proportions of a scan; the whole scan if it is small enough."""
     sides = [max(1, round(n)) for n in shape]
     while math.prod(sides) > most and max(sides) > 1:
-        # The axis that is still the most whole gives way, as in nnU-Net.
+        # Shorten the axis along which the patch covers the largest share of the scan, as in nnU-Net.
         longest = max((a for a in range(3) if sides[a] > 1), key=lambda axis: (sides[axis] / shape[axis], sides[axis]))
         sides[longest] = min(sides[longest] - 1, int(0.95 * sides[longest]))
     x, y, z = sides
@@ -149,20 +150,20 @@ def choose_patch(shape: tuple[float, ...], most: int) -> Triple:
 
 
 def write_decisions(decisions: tuple[RecipeDecision, ...], file: Path) -> None:
-    """Keep what was decided, and why, as JSON."""
+    """Write decisions and their reasons as JSON."""
     text = json.dumps([asdict(decision) for decision in decisions], indent=1)
     replace_file(file, f"{text}\n".encode())
 
 
 class _Choices:
-    """The document as it is decided key by key, and what the rules look at."""
+    """State of the decisions: the document, which is completed key by key, and the facts that the rules use."""
 
     def __init__(self, document: dict[str, Any], facts: DatasetFacts, machine: MachineFacts) -> None:
         self.document, self.facts, self.machine = document, facts, machine
         self.size = self._size()
 
     def _size(self) -> NetworkSize:
-        """The size that the recipe names, else the largest that the machine carries."""
+        """Return the size in the recipe, or else the largest one that suits the machine."""
         named = self.document.get("student")
         if isinstance(named, str) and named in NETWORK_SIZES:
             return NETWORK_SIZES[named]
@@ -175,13 +176,13 @@ class _Choices:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Sides in mm of the voxels of the network's grid, as far as it is decided; else the median scan's."""
+        """The voxel spacing of the network's grid in mm if it is decided, or else the median over the scans."""
         given = read_key(self.document, "preparation.spacing")
         return tuple(given) if isinstance(given, list | tuple) else self.facts.fingerprint.spacing.median
 
     @property
     def shape(self) -> tuple[float, ...]:
-        """Voxels of the median scan on the network's grid."""
+        """The number of voxels of a scan of median size on the network's grid, along each axis."""
         told = self.facts.fingerprint
         return tuple(
             n * own / mm for n, own, mm in zip(told.shape.median, told.spacing.median, self.spacing, strict=True)
@@ -189,29 +190,29 @@ class _Choices:
 
     @property
     def patch(self) -> tuple[float, ...]:
-        """The patch that the recipe names, else the one that suits."""
+        """The patch in the recipe, or else the one that suits the scans and the size."""
         given = self.document.get("patch", AUTO)
         return tuple(given) if isinstance(given, list | tuple) else choose_patch(self.shape, self.size.patch)
 
 
 def _method(chosen: _Choices) -> tuple[str, str]:
     if not chosen.facts.unlabelled:
-        return "supervised", "every scan is outlined, so there is nothing to learn from without outlines"
-    return "supervised", "with such a student no method that keeps one network was surely better (docs/results/methods)"
+        return "supervised", "all scans are labelled, so there are no unlabelled scans to learn from"
+    return "supervised", "no method that keeps one network was reliably better for such students (docs/results/methods)"
 
 
 def _spacing(chosen: _Choices) -> tuple[Any, str]:
     told = chosen.facts.fingerprint.spacing
     if all(high <= low * (1 + SPACING_TOLERANCE) for low, high in zip(told.minimum, told.maximum, strict=True)):
-        return "own", "all scans have voxels of the same size"
+        return "own", "all scans have the same voxel spacing"
     median = [float(v) for v in told.median]
     thick = max(range(3), key=lambda axis: median[axis])
     others = min(v for axis, v in enumerate(median) if axis != thick)
     if median[thick] > ANISOTROPIC * others and told.minimum[thick] < median[thick]:
-        # Between the thinnest slices and the median ones: nnU-Net takes the tenth percentile along this axis.
+        # Between the smallest and the median slice thickness; nnU-Net takes the tenth percentile along this axis.
         median[thick] = max(others, float(f"{math.sqrt(told.minimum[thick] * median[thick]):.4g}"))
-        return median, "the median of the scans; along the axis of thick slices finer, so that thin ones are not lost"
-    return median, "the median of the scans, whose voxels differ in size"
+        return median, "the median over the scans, but finer along the axis of thick slices, to preserve thin slices"
+    return median, "the median over the scans, which have different voxel spacings"
 
 
 def _intensity(chosen: _Choices) -> tuple[list[dict[str, Any]], str]:
@@ -219,10 +220,10 @@ def _intensity(chosen: _Choices) -> tuple[list[dict[str, Any]], str]:
     for modality, (low, high) in zip(chosen.facts.modalities, chosen.facts.foreground, strict=True):
         if modality == "CT" and low < high:
             found.append({"clip": [low, high], "scale": "window"})
-            words.append(f"CT has units, so values between {low:g} and {high:g} HU (inside the outlines) become 0 to 1")
+            words.append(f"CT has units, so {low:g} to {high:g} HU (values inside the outlines) are scaled to 0 to 1")
         else:
             found.append({"scale": "zscore"})
-            words.append(f"{modality or 'an unknown modality'} has no units, so each scan is normalised by itself")
+            words.append(f"{modality or 'an unknown modality'} has no units, so each scan is normalised separately")
     alike = all(one == found[0] for one in found)
     return (found[:1] if alike else found), "; ".join(dict.fromkeys(words))
 
@@ -231,16 +232,16 @@ def _student(chosen: _Choices) -> tuple[dict[str, Any], str]:
     size = chosen.size
     steps = choose_strides(chosen.patch, chosen.spacing, len(size.channels))
     if size.residual:
-        # DynUNet's first level is at full resolution by itself.
+        # DynUNet's first level always has full resolution.
         channels = list(size.channels[: len(steps) + 1])
         if len(channels) < 3:
-            return _plain(size, steps), f"{_why(chosen)}; the scans allow {len(steps)} halving(s) only"
+            return _plain(size, steps), f"{_why(chosen)}; the scans allow only {len(steps)} halving(s)"
         return {"kind": "dynunet", "channels": channels, "strides": steps, "residual": True}, _why(chosen)
     return _plain(size, steps), _why(chosen)
 
 
 def _plain(size: NetworkSize, steps: list[list[int]]) -> dict[str, Any]:
-    """A UNet whose first level keeps the resolution."""
+    """Return the section of a UNet whose first level keeps the resolution."""
     kept = steps[: len(size.channels) - 2]
     strides = [[1, 1, 1], *kept]
     return {
@@ -254,39 +255,39 @@ def _plain(size: NetworkSize, steps: list[list[int]]) -> dict[str, Any]:
 def _why(chosen: _Choices) -> str:
     size = chosen.size
     if chosen.document.get("student") == size.name:
-        return f"the recipe names the size {size.name}; levels and strides follow patch and spacing"
+        return f"the recipe names the size {size.name}; levels and strides follow from patch and spacing"
     if chosen.machine.gpu is None:
-        return f"size {size.name}: training is on a processor; a level at full resolution is worth its time"
-    return f"size {size.name}: {chosen.machine}; levels and strides follow patch and spacing"
+        return f"size {size.name} for training on a processor; a level at full resolution is worth its time"
+    return f"size {size.name} for {chosen.machine}; levels and strides follow from patch and spacing"
 
 
 def _patch(chosen: _Choices) -> tuple[list[int], str]:
     found = choose_patch(chosen.shape, chosen.size.patch)
     whole = all(p >= n - 0.5 for p, n in zip(found, chosen.shape, strict=True))
-    words = "a scan of median size" if whole else f"of the proportions of a scan, within {chosen.size.patch:,} voxels"
+    words = "a scan of median size" if whole else f"in the proportions of a scan, at most {chosen.size.patch:,} voxels"
     return list(found), f"{words} (size {chosen.size.name})"
 
 
 def _batch(chosen: _Choices) -> tuple[int, str]:
-    return 4, "two labelled and two unlabelled patches, which every method can use"
+    return 4, "two labelled and two unlabelled patches, which suits every method"
 
 
 def _updates(chosen: _Choices) -> tuple[int, str]:
-    return UPDATES[chosen.size.name], f"usual for size {chosen.size.name}; --budget takes a time instead"
+    return UPDATES[chosen.size.name], f"the default for size {chosen.size.name}; use --budget to give a time instead"
 
 
 def _precision(chosen: _Choices) -> tuple[str, str]:
     if chosen.machine.gpu is None:
-        return "fp32", "processors gain nothing from less"
+        return "fp32", "a lower precision does not speed up processors"
     if chosen.machine.bf16:
-        return "bf16", "the GPU computes in it, with the range of fp32"
-    return "fp16", "the GPU has no bf16"
+        return "bf16", "the GPU supports it, and it has the range of fp32"
+    return "fp16", "the GPU does not support bf16"
 
 
 def _memory_format(chosen: _Choices) -> tuple[str, str]:
     if chosen.machine.gpu is None:
-        return "channels_last", "convolutions on a processor then need no conversion of their values"
-    return "contiguous", "the other order was not measured on a GPU"
+        return "channels_last", "on a processor, convolutions then need no conversion of their values"
+    return "contiguous", "channels_last was not measured on a GPU"
 
 
 def _augmentation(chosen: _Choices) -> tuple[dict[str, Any], str]:
@@ -308,8 +309,8 @@ def _augmentation(chosen: _Choices) -> tuple[dict[str, Any], str]:
         "contrast": 0.25,
         "noise": 0.1,
     }
-    words = "what helped in docs/results/student, deformations in proportion to the patch; nothing is mirrored, since"
-    return found, f"{words} a one-sided organ would come out on either side"
+    words = "as measured in docs/results/student, with deformations in proportion to the patch; no mirroring, since"
+    return found, f"{words} one-sided organs would then be found on either side"
 
 
 _RULES: dict[str, Callable[[_Choices], tuple[Any, str]]] = {
@@ -330,14 +331,14 @@ def _is_open(key: str, value: Any) -> bool:
     if key == "student" and isinstance(value, str) and value != AUTO:
         if value not in NETWORK_SIZES:
             raise RecipeError(
-                f"In the recipe, student: {value!r} is no size; there are {', '.join([AUTO, *NETWORK_SIZES])}."
+                f"In the recipe, student: {value!r} is not a size; there are {', '.join([AUTO, *NETWORK_SIZES])}."
             )
         return True
     return bool(value == AUTO)
 
 
 def read_key(document: Mapping[str, Any], key: str) -> Any:
-    """The value of a key such as ``preparation.spacing``; None where there is none."""
+    """Return the value of a key such as ``preparation.spacing``; None if it does not exist."""
     place: Any = document
     for part in key.split("."):
         place = place.get(part) if isinstance(place, Mapping) else None
@@ -345,7 +346,7 @@ def read_key(document: Mapping[str, Any], key: str) -> Any:
 
 
 def write_key(document: dict[str, Any], key: str, value: Any) -> None:
-    """Give a key such as ``preparation.spacing`` a value."""
+    """Set the value of a key such as ``preparation.spacing``, creating its sections if necessary."""
     *sections, last = key.split(".")
     place = document
     for part in sections:

@@ -1,4 +1,4 @@
-"""Atlases registered onto a scan, in the part of it that matters."""
+"""Atlases registered onto a scan, restricted to the part of the scan with segments."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from trainer.cases import PreparedCase
 from trainer.label_channels import FloatArray
 from trainer.registration import RegistrationScan, identity_transform, local_mean, register, warp
 
-AROUND = 1.5  # voxels: standard deviation of the Gaussian that d is a mean under
-MARGIN = 4.0  # voxels of the grid of registration around what any atlas calls a segment
+AROUND = 1.5  # standard deviation in voxels of the Gaussian with which d is averaged
+MARGIN = 4.0  # margin around the segments of all atlases, in voxels of the registration grid
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """A labelled scan, ready to be registered.
+    """A labelled scan, prepared for registration.
 
     Attributes:
-        scan: Its image.
+        scan: Image of the scan.
         masks: Images of :meth:`trainer.label_channels.LabelChannels.masks`, on the grid of ``scan.own``.
-        has_ignored_voxels: There are voxels that nobody outlined.
+        has_ignored_voxels: True if the label of some voxels is unknown.
     """
 
     scan: RegistrationScan
@@ -33,7 +33,12 @@ class Atlas:
 
 
 class RegisteredAtlases:
-    """Atlases registered onto a scan, as seen in the part of it that any of them calls a segment, and a margin."""
+    """Atlases registered onto a scan, restricted to the box around the segments of all atlases, with a margin.
+
+    Attributes:
+        transforms: Transform from points of the scan to points of each atlas.
+        box: First voxel of the box along each axis and the one after its last.
+    """
 
     def __init__(self, atlases: Sequence[Atlas], scan: RegistrationScan, case: PreparedCase) -> None:
         """Register ``atlases`` onto the scan of ``case``."""
@@ -48,18 +53,18 @@ class RegisteredAtlases:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Voxels of the part."""
+        """The number of voxels of the box along each axis."""
         return tuple(b - a for a, b in self.box)
 
     def votes(self) -> Iterator[tuple[FloatArray, FloatArray]]:
-        """Of each atlas its warped masks (segments + 1, *shape) and d (*shape)."""
+        """Yield the warped masks (segments + 1, *shape) and d (*shape) of each atlas."""
         for atlas, transform in zip(self._atlases, self.transforms, strict=True):
             masks = np.stack([warp(mask, self._own, transform) for mask in atlas.masks])
             away = (self._local - warp(atlas.scan.local, self._own, transform)) ** 2
             yield masks, local_mean(away, self._spacing, self._around)
 
     def _box(self, case: PreparedCase) -> list[tuple[int, int]]:
-        """First voxel of the part along each axis and the one after its last."""
+        """Return the first voxel of the box along each axis and the one after its last."""
         coarse = self._scan.work
         work = coarse.GetSpacing()[0]
         found = np.zeros(coarse.GetSize()[::-1], bool)
@@ -67,13 +72,13 @@ class RegisteredAtlases:
             for mask in atlas.masks[:-1]:
                 found |= warp(mask, coarse, transform) > 0.05
         places = np.argwhere(found)
-        # Beyond what anybody calls a segment lies the background, but not where a label is unknown.
+        # Outside the box all atlases have the background, unless some of their labels are unknown.
         if not len(places) or any(atlas.has_ignored_voxels for atlas in self._atlases):
             return [(0, n) for n in case.shape]
         box = []
         for axis, (n, mm) in enumerate(zip(case.shape, case.spacing, strict=True)):
             first, last = places[:, axis].min() - MARGIN, places[:, axis].max() + 1 + MARGIN
-            # Both grids have their middle at the origin.
+            # The centre of both grids is at the origin.
             middle, sides = n / 2.0, found.shape[axis] / 2.0
             low = math.floor(middle + (first - sides) * work / mm)
             high = math.ceil(middle + (last - sides) * work / mm)

@@ -1,14 +1,14 @@
-"""Registration: which point of one scan corresponds to each point of another, by SimpleITK.
+"""Registration of two scans with SimpleITK: an affine transform, followed by a displacement field.
 
-An affine transform that maximises the correlation of the images comes first, over a pyramid of resolutions; then a
-displacement field by demons with symmetric forces (Thirion, "Image matching as a diffusion process: an analogy with
-Maxwell's demons", 1998; ITK's FastSymmetricForcesDemons, whose fields are added up and need not be invertible) on
-images that are normalised locally, so that neither a bias field nor another contrast scale counts as a difference.
-Both work on a grid of isotropic voxels that the two scans share, and of no more than :data:`VOXELS`, so that thick
-slices and large scans take no special way.
+The affine transform maximises the correlation of the images over a pyramid of resolutions. The displacement field is
+computed by demons with symmetric forces (Thirion, "Image matching as a diffusion process: an analogy with Maxwell's
+demons", 1998; ITK's FastSymmetricForcesDemons, whose fields are added up and need not be invertible). The demons use
+locally normalised images, so that neither a bias field nor another contrast scale counts as a difference. Both steps
+work on grids of isotropic voxels with the same spacing, with about :data:`VOXELS` voxels at most, so that thick slices
+and large scans need no special treatment.
 
-Everything here is computed on one thread (SimpleITK's own setting, for the whole process): the same scans give the
-same result, bit for bit.
+All computations use one thread (SimpleITK's setting for the whole process), so that results are bit-identical for the
+same scans.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-VOXELS = 400_000  # of the grid that registration works on
-SAMPLES = 40_000  # most voxels of a level at which the affine transform's correlation is computed
-NEIGHBOURHOOD = 4.0  # voxels: standard deviation of the Gaussian that local means and variances are taken with
-SMOOTHING = 1.0  # voxels: standard deviation of the Gaussian that smooths the displacements
-LEVELS = ((4, 40), (2, 30), (1, 15))  # shrink factor of each level of the pyramid, and its iterations of the demons
-SMALLEST = 8  # voxels: no side is shrunk below this
+VOXELS = 400_000  # largest number of voxels of the registration grid
+SAMPLES = 40_000  # largest number of voxels per level at which the correlation is computed
+NEIGHBOURHOOD = 4.0  # standard deviation in voxels of the Gaussian for local means and variances
+SMOOTHING = 1.0  # standard deviation in voxels of the Gaussian that smooths the displacements
+LEVELS = ((4, 40), (2, 30), (1, 15))  # shrink factor and iterations of the demons for each level of the pyramid
+SMALLEST = 8  # smallest side of a level in voxels
 
 Triple = tuple[float, float, float]
-Image = Any  # SimpleITK's types say nothing
+Image = Any  # SimpleITK has no usable type annotations
 
 
 @dataclass(frozen=True)
 class RegistrationScan:
-    """A scan as registration sees it.
+    """A scan prepared for registration.
 
     Attributes:
-        own: The first channel on its own grid, with the middle of the grid at the origin.
-        work: The same on isotropic voxels.
-        local: ``work``, normalised locally.
+        own: First channel on the grid of the scan, with the centre of the grid at the origin.
+        work: First channel on isotropic voxels.
+        local: Locally normalised ``work``.
     """
 
     own: Image
@@ -48,9 +48,9 @@ class RegistrationScan:
 
 
 def to_sitk_image(array: NDArray[Any], spacing: Triple) -> Image:
-    """An array (X, Y, Z) with voxels of ``spacing`` mm as an image whose middle lies at the origin.
+    """Convert an array (X, Y, Z) with voxels of ``spacing`` mm to an image whose centre is at the origin.
 
-    Its axes are those of the array in reverse order, in which SimpleITK counts them.
+    The axes of the image are those of the array in reverse order, because SimpleITK reverses axes.
     """
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array))
     image.SetSpacing(spacing[::-1])
@@ -59,12 +59,12 @@ def to_sitk_image(array: NDArray[Any], spacing: Triple) -> Image:
 
 
 def prepare_scan(array: NDArray[np.float32], spacing: Triple, work: float) -> RegistrationScan:
-    """Prepare a scan.
+    """Prepare a scan for registration.
 
     Args:
         array: Values (X, Y, Z).
         spacing: Size of a voxel in mm.
-        work: Side in mm of a voxel of the grid that registration works on (:func:`working_spacing`).
+        work: Side in mm of the voxels of the registration grid (:func:`working_spacing`).
     """
     single_threaded()
     own = to_sitk_image(np.asarray(array, dtype=np.float32), spacing)
@@ -73,10 +73,10 @@ def prepare_scan(array: NDArray[np.float32], spacing: Triple, work: float) -> Re
 
 
 def working_spacing(shapes: list[tuple[int, int, int]], spacings: list[Triple]) -> float:
-    """Side in mm of the isotropic voxels on which scans are registered.
+    """Return the side in mm of the isotropic voxels on which scans are registered.
 
-    It is the shortest side of a voxel of the scans, or longer where the largest scan would have more than
-    :data:`VOXELS` of them.
+    It is the smallest voxel spacing of the scans, or larger if the largest scan would otherwise have more than
+    :data:`VOXELS` voxels.
     """
     finest = min(min(spacing) for spacing in spacings)
     largest = max(
@@ -86,27 +86,27 @@ def working_spacing(shapes: list[tuple[int, int, int]], spacings: list[Triple]) 
 
 
 def register(fixed: RegistrationScan, moving: RegistrationScan) -> Image:
-    """The transform from points of ``fixed`` to the points of ``moving`` that correspond to them."""
+    """Return the transform from points of ``fixed`` to the corresponding points of ``moving``."""
     single_threaded()
     affine = _affine(fixed.work, moving.work)
     moved = _onto(moving.local, fixed.work, affine)
     both = SimpleITK.CompositeTransform(3)
     both.AddTransform(affine)
-    both.AddTransform(_demons(fixed.local, moved))  # the transform that was added last is applied first
+    both.AddTransform(_demons(fixed.local, moved))  # SimpleITK applies the transform that was added last first
     return both
 
 
 def affine_transform(fixed: RegistrationScan, moving: RegistrationScan) -> Image:
-    """The affine transform from points of ``fixed`` to those of ``moving``, without a displacement field after it."""
+    """Return only the affine transform from points of ``fixed`` to the corresponding points of ``moving``."""
     single_threaded()
     return _affine(fixed.work, moving.work)
 
 
 def log_strain(affine: Image) -> NDArray[np.float64]:
-    """The logarithmic strain log(A^T A) / 2 of an affine transform with the matrix A (Hencky 1928).
+    """Return the logarithmic strain log(A^T A) / 2 of an affine transform with the matrix A (Hencky 1928).
 
-    It is zero for a shift or a rotation. Six numbers: the diagonal of this symmetric matrix and what is above it, with
-    axes in the order of :func:`to_sitk_image`.
+    It is zero for a translation or a rotation. The result has six numbers, the upper triangle of this symmetric matrix
+    including its diagonal, with axes in the order of :func:`to_sitk_image`.
     """
     matrix = np.reshape(affine.GetParameters()[:9], (3, 3))
     squares, axes = np.linalg.eigh(matrix.T @ matrix)
@@ -115,18 +115,24 @@ def log_strain(affine: Image) -> NDArray[np.float64]:
 
 
 def identity_transform() -> Image:
-    """The transform that leaves every point where it is."""
+    """Return the identity transform."""
     return SimpleITK.Transform()
 
 
 def warp(moving: Image, fixed: Image, transform: Image) -> NDArray[np.float32]:
-    """``moving`` on the grid of ``fixed``, interpolated linearly: (X, Y, Z), zero beyond what it shows."""
+    """Resample ``moving`` linearly on the grid of ``fixed``: (X, Y, Z), zero outside ``moving``."""
     found: NDArray[np.float32] = SimpleITK.GetArrayFromImage(_onto(moving, fixed, transform))
     return found
 
 
 def inverse_inconsistency(there: Image, back: Image, fixed: RegistrationScan) -> float:
-    """Median distance in mm between points of ``fixed`` and where the way to another scan and back leads them."""
+    """Return the median distance in mm between points of ``fixed`` and their images under ``there`` and ``back``.
+
+    Args:
+        there: Transform from ``fixed`` to another scan.
+        back: Transform from the other scan to ``fixed``.
+        fixed: The scan, of which a regular grid of points is used.
+    """
     image = fixed.work
     size = image.GetSize()
     grid = np.stack(np.meshgrid(*(np.linspace(0.25, 0.75, 5) for _ in range(3)), indexing="ij"), -1).reshape(-1, 3)
@@ -141,12 +147,12 @@ def inverse_inconsistency(there: Image, back: Image, fixed: RegistrationScan) ->
 
 
 def single_threaded() -> None:
-    """Sums over threads depend on their number."""
+    """Make SimpleITK use one thread, because its results depend on the number of threads."""
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def local_mean(array: NDArray[np.float32], spacing: Triple, sigma: float) -> NDArray[np.float32]:
-    """Mean of an array (X, Y, Z) around each voxel under a Gaussian of ``sigma`` mm."""
+    """Average an array (X, Y, Z) around each voxel with a Gaussian of ``sigma`` mm."""
     found: NDArray[np.float32] = SimpleITK.GetArrayFromImage(
         SimpleITK.DiscreteGaussian(to_sitk_image(array, spacing), sigma**2, useImageSpacing=True)
     )
@@ -154,15 +160,16 @@ def local_mean(array: NDArray[np.float32], spacing: Triple, sigma: float) -> NDA
 
 
 def _isotropic(image: Image, side: float) -> Image:
-    """``image`` on voxels of ``side`` mm, smoothed first along the axes that become coarser."""
+    """Resample ``image`` on voxels of ``side`` mm, after smoothing along the axes that become coarser."""
     for axis, mm in enumerate(image.GetSpacing()):
-        if side > 1.01 * mm and image.GetSize()[axis] >= 4:  # the filter needs four values
+        if side > 1.01 * mm and image.GetSize()[axis] >= 4:  # the filter needs at least four values
             image = SimpleITK.RecursiveGaussian(image, sigma=side / 2.0, direction=axis)
     size = [max(1, round(n * mm / side)) for n, mm in zip(image.GetSize(), image.GetSpacing(), strict=True)]
     reference = SimpleITK.Image(size, SimpleITK.sitkFloat32)
     reference.SetSpacing([side] * 3)
     reference.SetOrigin([-(n - 1) / 2.0 * side for n in size])
-    # A voxel at the border lies half a voxel outside of the finer grid's outermost ones.
+    # The centre of a border voxel may be outside the finer grid's outermost voxel centres, where linear interpolation
+    # gives zero; the nearest value is used there.
     nearest = SimpleITK.Resample(image, reference, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor, 0.0)
     inside = SimpleITK.Resample(image * 0.0 + 1.0, reference, SimpleITK.Transform(), SimpleITK.sitkLinear, 0.0)
     linear = SimpleITK.Resample(image, reference, SimpleITK.Transform(), SimpleITK.sitkLinear, 0.0)
@@ -171,7 +178,7 @@ def _isotropic(image: Image, side: float) -> Image:
 
 
 def _locally_normalised(image: Image) -> Image:
-    """(I - local mean) / local standard deviation; flat places become zero."""
+    """Return (I - local mean) / local standard deviation, which is zero in flat regions."""
     variance = (NEIGHBOURHOOD * image.GetSpacing()[0]) ** 2
 
     def smooth(of: Image) -> Image:
@@ -179,7 +186,7 @@ def _locally_normalised(image: Image) -> Image:
 
     mean = smooth(image)
     away = image - mean
-    # A share of the whole image's deviation, so that noise in the air is not blown up.
+    # The floor, a share of the whole image's standard deviation, keeps noise in air from being amplified.
     floor = 0.1 * float(np.std(SimpleITK.GetArrayViewFromImage(image))) + 1e-6
     return SimpleITK.Cast(away / SimpleITK.Sqrt(smooth(away * away) + floor**2), SimpleITK.sitkFloat32)
 
@@ -204,16 +211,16 @@ def _affine(fixed: Image, moving: Image) -> Image:
     method.SetShrinkFactorsPerLevel(factors)
     method.SetSmoothingSigmasPerLevel([factor / 2.0 for factor in factors])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
-    # Both middles lie at the origin.
+    # The centres of both images are at the origin.
     method.SetInitialTransform(SimpleITK.AffineTransform(3), inPlace=False)
     try:
         return method.Execute(fixed, moving).GetNthTransform(0)
-    except RuntimeError:  # an image without any structure correlates with nothing
+    except RuntimeError:  # the correlation is undefined for a constant image
         return SimpleITK.AffineTransform(3)
 
 
 def _demons(fixed: Image, moved: Image) -> Image:
-    """The displacement field from ``fixed`` to ``moved``, coarse to fine."""
+    """Compute the displacement field from ``fixed`` to ``moved``, from coarse to fine levels."""
     field = None
     for factor, (_, iterations) in zip(_factors(fixed), LEVELS[-len(_factors(fixed)) :], strict=True):
         small, other = (_shrunk(image, factor) for image in (fixed, moved))
@@ -231,7 +238,7 @@ def _demons(fixed: Image, moved: Image) -> Image:
 
 
 def _factors(image: Image) -> list[int]:
-    """Shrink factors of the pyramid that leave every side of the image long enough; at least the last one."""
+    """Return the shrink factors of the pyramid with which no side becomes too short, or else the last factor."""
     found = [factor for factor, _ in LEVELS if min(image.GetSize()) // factor >= SMALLEST]
     return found or [LEVELS[-1][0]]
 

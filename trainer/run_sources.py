@@ -1,6 +1,6 @@
-"""Where a run's scans lie: ``sources.json`` in the run folder, so that later commands need not be told again.
+"""Paths of a run's scans, stored as ``sources.json`` in the run folder so that later commands find them.
 
-The file holds paths of this machine. It stays in the run folder: ``run.json`` and bundles never contain it.
+The file contains paths of this machine. It stays in the run folder: ``run.json`` and bundles never contain it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class RunSources:
     Attributes:
         data: Folder of the dataset.
         cache: Folder of the preprocessed scans.
-        images: File name in ``cache`` of each training scan, by case id. Several runs may share a cache, so this says
-            which of its files are the run's.
+        images: File name in ``cache`` of each training scan, by case id. It identifies the run's files in a cache that
+            several runs share.
     """
 
     data: Path
@@ -38,21 +38,21 @@ class RunSources:
 
     @classmethod
     def from_cases(cls, data: Path, cache: Path, cases: Mapping[str, PreparedCase]) -> RunSources:
-        """The sources of prepared training scans."""
+        """Create the sources from preprocessed training scans."""
         files = {name: case.image.filename for name, case in cases.items() if isinstance(case.image, np.memmap)}
         images = {name: Path(str(file)).name for name, file in files.items()}
         return cls(data.resolve(), cache.resolve(), images)
 
     @property
     def cached(self) -> list[Path]:
-        """The preprocessed scans that are still there."""
+        """The files of the preprocessed scans that still exist."""
         return [file for name in self.images.values() if (file := self.cache / name).is_file()]
 
     def write(self, run: Path) -> None:
         """Write ``sources.json`` into the folder of the run.
 
-        Each folder is written twice, absolute and relative to the run, so that it is found again when the run and its
-        data are moved or mounted together.
+        Each path is written both absolute and relative to the run, so that the folders are found after the run and its
+        data have been moved or mounted together.
         """
         document = {
             "data": _written(self.data, run),
@@ -63,7 +63,7 @@ class RunSources:
 
 
 def read_sources(run: Path) -> RunSources | None:
-    """The sources that a run recorded; None where it recorded none, as in earlier versions, or they are unreadable."""
+    """Read the sources of a run; None if there are none, as in runs of earlier versions, or if they are unreadable."""
     try:
         document = json.loads((run / SOURCES_FILE).read_text(encoding="utf-8"))
         images = {str(case): Path(str(name)).name for case, name in document["images"].items()}
@@ -74,13 +74,13 @@ def read_sources(run: Path) -> RunSources | None:
 
 def _written(folder: Path, run: Path) -> dict[str, str]:
     written = {"absolute": str(folder)}
-    with contextlib.suppress(ValueError):  # it is on another drive of Windows
+    with contextlib.suppress(ValueError):  # on Windows, there is no relative path to another drive
         written["relative"] = Path(os.path.relpath(folder, run.resolve())).as_posix()
     return written
 
 
 def _found(written: Mapping[str, Any], run: Path) -> Path:
-    """The folder where it was, or else at the same place relative to the run."""
+    """Return the folder at its absolute path, or else at its path relative to the run."""
     absolute = Path(str(written["absolute"]))
     beside = (run / str(written.get("relative", "."))).resolve()
     return beside if not absolute.is_dir() and "relative" in written and beside.is_dir() else absolute

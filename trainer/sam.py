@@ -1,6 +1,7 @@
-"""SAM as CFR fine-tunes it: no prompts, one mask per class, low-rank adaptation of queries and values.
+"""SAM as CFR fine-tunes it: without prompts, with one mask per class and low-rank adaptation of queries and values.
 
-Segment Anything: Kirillov et al. 2023; the adaptation is SAMed's (Zhang and Liu 2023), which CFR follows.
+SAM is the Segment Anything Model (Kirillov et al. 2023); the adaptation is that of SAMed (Zhang and Liu 2023), which
+CFR follows.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from trainer.networks.rgb_input import rgb_input_layer
 from trainer.pretrained_weights import LOADING_ERRORS, WeightsSource, one_line_error
 from trainer.recipe import Positive, Section
 
-# Parameters that train, by the beginnings of their names; everything else is fixed. SAM's positional matrix
-# (`network.shared_image_embedding`), a buffer in the original and a parameter in transformers, never trains.
+# Name prefixes of the trained parameters; all others are frozen. SAM's positional matrix
+# (`network.shared_image_embedding`), a buffer in the original code and a parameter in transformers, is never trained.
 TRAINED_PARAMETERS = {
-    "lora": ("adapt.", "network.prompt_encoder.", "network.mask_decoder."),  # and the adaptation itself
+    "lora": ("adapt.", "network.prompt_encoder.", "network.mask_decoder."),  # in addition to LORA_PARAMETER
     "decoder": ("adapt.", "network.mask_decoder."),
     "whole": ("adapt.", "network.vision_encoder.", "network.prompt_encoder.", "network.mask_decoder."),
 }
 FROZEN_PARAMETERS = ("network.shared_image_embedding.", "network.prompt_encoder.shared_embedding.")
 LORA_PARAMETER = re.compile(r"\.qkv\.(query|value)_(down|up)\.")
 
-# What of SAM's configuration decides its modules.
+# Keys of SAM's configuration that determine its modules.
 VISION_KEYS = (
     "hidden_size",
     "output_channels",
@@ -63,7 +64,7 @@ DECODER_KEYS = (
     "layer_norm_eps",
 )
 
-# These parts belong to the masks; with another number of them they start anew.
+# Parts whose size depends on the number of masks; they are initialised at random if this number differs.
 PER_MASK_PARAMETERS = (
     "mask_decoder.mask_tokens",
     "mask_decoder.output_hypernetworks_mlps",
@@ -72,21 +73,23 @@ PER_MASK_PARAMETERS = (
 
 
 class SamSettings(Section):
-    """The foundation model of a recipe.
+    """Settings of the foundation model in a recipe.
 
     Attributes:
-        weights: pretrained weights as ``transformers.SamModel`` saves them. Without them the network starts from
-            scratch.
-        vision, decoder: describe a network from scratch (keys of ``transformers.SamVisionConfig`` and
-            ``SamMaskDecoderConfig``; by default SAM ViT-B).
-        finetune: ``lora`` adapts queries and values of the image encoder and trains the rest but the encoder;
-            ``decoder`` trains the mask decoder alone; ``whole`` trains everything. The random matrix of the positional
-            encoding never trains.
-        rank: of the adaptation.
-        inputs: how channels become the three that natural images have: ``repeat`` one channel, or learn 1x1 ``conv``.
-        side: pixels of the square image; None is what the weights or ``vision`` are made for. For another side the
-            position embeddings are interpolated.
-        chunk: images at a time while predicting.
+        weights: Pretrained weights, as ``transformers.SamModel`` saves them; None to train from scratch.
+        vision: Configuration of the image encoder of a network trained from scratch (keys of
+            ``transformers.SamVisionConfig``; by default SAM ViT-B).
+        decoder: Configuration of the mask decoder of a network trained from scratch (keys of
+            ``transformers.SamMaskDecoderConfig``; by default that of SAM).
+        finetune: ``lora`` adapts queries and values of the image encoder and trains everything outside the encoder;
+            ``decoder`` trains only the mask decoder; ``whole`` trains everything. The random matrix of the positional
+            encoding is never trained.
+        rank: Rank of the low-rank adaptation.
+        inputs: Conversion of the channels to three colour channels: ``repeat`` repeats a single channel, ``conv``
+            learns a 1x1 convolution.
+        side: Side of the square image in pixels; None for the side in the weights' configuration or ``vision``. For
+            another side, the position embeddings are interpolated.
+        chunk: Number of images per call of the network while predicting.
     """
 
     weights: WeightsSource | None = None
@@ -101,22 +104,22 @@ class SamSettings(Section):
     @model_validator(mode="after")
     def _config_or_weights(self) -> SamSettings:
         if self.weights is not None and (self.vision or self.decoder):
-            raise ValueError("`vision` and `decoder` describe a network from scratch; with `weights` they are theirs")
+            raise ValueError("`vision` and `decoder` are for a network from scratch and cannot be used with `weights`")
         return self
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
-        """What the manifest says about the weights.
+        """Return the manifest's entry for the pretrained weights, if there are any.
 
         Raises:
-            RecipeError: their licence is restrictive and not repeated, or their folder is missing.
+            RecipeError: Their licence is restrictive and not repeated, or their folder is missing.
         """
         return () if self.weights is None else (self.weights.manifest_entry("config.json"),)
 
     def config(self, outputs: int) -> SamConfig:
-        """The network's configuration, with a mask for each output, before ``side`` changes its size.
+        """Return the network's configuration, with a mask for each output, before ``side`` is applied.
 
         Raises:
-            RecipeError: it makes no sense, or the weights' cannot be read.
+            RecipeError: The configuration is invalid, or that of the weights cannot be read.
         """
         try:
             if self.weights is not None:
@@ -134,11 +137,11 @@ class SamSettings(Section):
                 )
             config.mask_decoder_config.num_multimask_outputs = outputs - 1
         except (OSError, *LOADING_ERRORS) as error:
-            raise RecipeError(f"methods.cfr.sam does not make a SAM: {one_line_error(error)}") from None
+            raise RecipeError(f"methods.cfr.sam is not a valid configuration of SAM: {one_line_error(error)}") from None
         return config
 
     def without_weights(self, network: SamModel) -> SamSettings:
-        """A section that builds the same modules as ``network`` without the weights that it began with."""
+        """Return settings that build the same modules as ``network`` without loading pretrained weights."""
         if self.weights is None:
             return self
         vision, decoder = network.config.vision_config.to_dict(), network.config.mask_decoder_config.to_dict()
@@ -151,14 +154,14 @@ class SamSettings(Section):
         )
 
     def image_side(self) -> int:
-        """Pixels of the images that the network sees."""
+        """Return the side in pixels of the network's images."""
         if self.side is not None:
             return self.side
         return int(self.config(2).vision_config.image_size)
 
 
 class SamSegmenter(nn.Module):
-    """Images to one map of logits per class, without prompts."""
+    """Network from images to one map of logits per class, without prompts."""
 
     def __init__(self, network: SamModel, inputs: int, section: SamSettings) -> None:
         super().__init__()
@@ -167,7 +170,7 @@ class SamSegmenter(nn.Module):
         self.chunk = section.chunk
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, inputs, side, side) -> logits (N, classes, side, side)."""
+        """Compute logits (N, classes, side, side) of images (N, inputs, side, side)."""
         network = self.network
         features = network.vision_encoder(self.adapt(images)).last_hidden_state
         sparse, dense = network.prompt_encoder(None, None, None, None)
@@ -178,20 +181,20 @@ class SamSegmenter(nn.Module):
             "sparse_prompt_embeddings": sparse,
             "dense_prompt_embeddings": dense.expand(count, -1, high, wide),
         }
-        # The decoder hands out its first mask or all the others, so it is asked twice (0.4 % of ViT-B's operations).
+        # The decoder returns either its first mask or all others, so it is called twice (0.4 % of ViT-B's operations).
         first, others = (network.mask_decoder(**asked, multimask_output=more)[0] for more in (False, True))
         masks = torch.cat([first, others], dim=2)[:, 0]
         return functional.interpolate(masks, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
     def predict(self, images: Tensor) -> Tensor:
-        """The same, ``chunk`` images at a time."""
-        # A graph has one call: the number of chunks would depend on the batch.
+        """Compute the logits of ``chunk`` images at a time."""
+        # An exported graph contains a single call, since the number of chunks would depend on the batch.
         parts = (images,) if torch.compiler.is_exporting() else images.split(self.chunk)
         return torch.cat([self(part) for part in parts])
 
 
 class LowRankQueryValue(nn.Module):
-    """A joint projection to queries, keys and values, of which queries and values get W + B A (Hu et al. 2022)."""
+    """Joint projection to queries, keys and values; queries and values get updates W + B A (Hu et al. 2022)."""
 
     def __init__(self, projection: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -204,7 +207,7 @@ class LowRankQueryValue(nn.Module):
             nn.init.zeros_(up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> (..., 3 width)."""
+        """Project (..., width) to (..., 3 width)."""
         query, key, value = self.projection(x).chunk(3, dim=-1)
         query = query + self.query_up(self.query_down(x))
         value = value + self.value_up(self.value_down(x))
@@ -212,10 +215,10 @@ class LowRankQueryValue(nn.Module):
 
 
 def build_sam(section: SamSettings, inputs: int, outputs: int) -> SamSegmenter:
-    """The foundation model of a recipe, with the parts frozen that its ``finetune`` leaves alone.
+    """Build the foundation model of a recipe, with the parameters frozen that ``finetune`` does not train.
 
     Raises:
-        RecipeError: the weights are not there, are another network's, or may not be used.
+        RecipeError: The weights are missing, belong to another network, or may not be used.
     """
     config = section.config(outputs)
     network = _from_scratch(config) if section.weights is None else _from_weights(section.weights, config)
@@ -231,21 +234,21 @@ def build_sam(section: SamSettings, inputs: int, outputs: int) -> SamSegmenter:
 
 
 def _freeze(segmenter: SamSegmenter, finetune: str) -> None:
-    """Leave the gradients of :data:`TRAINED_PARAMETERS` on and turn all others off.
+    """Freeze all parameters except :data:`TRAINED_PARAMETERS` and :data:`LORA_PARAMETER`.
 
     Raises:
-        RecipeError: A name of the list is not among the network's, as with a version of transformers that renames them.
+        RecipeError: The network has no parameter of a listed name, as with a version of transformers that renames them.
     """
     parameters = dict(segmenter.named_parameters())
     wanted = [
         start for start in (*TRAINED_PARAMETERS[finetune], FROZEN_PARAMETERS[0]) if start != "adapt."
-    ]  # which may have none
+    ]  # "adapt." may have no parameters
     missing = [start for start in wanted if not any(name.startswith(start) for name in parameters)]
     adapted = finetune != "lora" or any(LORA_PARAMETER.search(name) for name in parameters)
     if missing or not adapted:
         raise RecipeError(
-            f"SAM in this version of transformers has no {(missing or ['adapted projection'])[0]!r}, so what is to be "
-            "trained of it cannot be told; install a version that pyproject.toml names."
+            f"SAM in this version of transformers has no {(missing or ['adapted projection'])[0]!r}, so its trainable "
+            "parameters cannot be identified; install a version that pyproject.toml allows."
         )
     for name, parameter in parameters.items():
         trains = name.startswith(TRAINED_PARAMETERS[finetune]) or (
@@ -258,7 +261,7 @@ def _from_scratch(config: SamConfig) -> SamModel:
     try:
         return SamModel(config)
     except LOADING_ERRORS as error:
-        raise RecipeError(f"methods.cfr.sam does not make a SAM: {one_line_error(error)}") from None
+        raise RecipeError(f"methods.cfr.sam is not a valid configuration of SAM: {one_line_error(error)}") from None
 
 
 def _from_weights(weights: WeightsSource, config: SamConfig) -> SamModel:
@@ -282,14 +285,14 @@ def _from_weights(weights: WeightsSource, config: SamConfig) -> SamModel:
     strange = sorted(key for key in anew if not key.startswith(PER_MASK_PARAMETERS))
     if strange:
         raise RecipeError(
-            f"SAM's weights {weights.source} lack {len(strange)} tensors, or have them in another size, such as "
-            f"{strange[0]}; take the weights of a SAM."
+            f"SAM's weights {weights.source} lack {len(strange)} tensors or have them in another size, such as "
+            f"{strange[0]}; use the weights of a SAM."
         )
     return network
 
 
 def _of_other_side(network: SamModel, side: int) -> SamModel:
-    """The same network for images of another side, its position embeddings interpolated."""
+    """Return a copy of the network for images of another side, with interpolated position embeddings."""
     config = SamConfig.from_dict(network.config.to_dict())
     patch = config.vision_config.patch_size
     if side % patch:

@@ -1,9 +1,9 @@
-"""Distances between scans that nobody has outlined, from their images alone.
+"""Distances between unlabelled scans, computed from their images alone.
 
-Each scan is described by three blocks of numbers, none of which needs a label: quantiles of its normalised values, its
-extent (or the stretch of an affine registration), and a thumbnail that shows where structures lie. Each block is
-divided by its spread over the scans, so that its units and its length do not decide its weight. Distances are Euclidean
-between the principal components of all blocks together.
+Each scan is described by three blocks of numbers: quantiles of its normalised values, its extent (or the stretch of an
+affine registration), and a thumbnail that shows the positions of structures. Each block is divided by its spread over
+the scans, so that its weight does not depend on its units and length. Distances are Euclidean distances between the
+principal components of all blocks together.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from semiseg.errors import InputError, SemisegError
 from semiseg.volumes.volume import affine_spacing
 from trainer.registration import affine_transform, log_strain, prepare_scan, warp, working_spacing
 
-CELLS = 12  # of a thumbnail along each axis
+CELLS = 12  # cells of a thumbnail along each axis
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-NEIGHBOURHOOD = 3.0  # halves of a cell: standard deviation of the Gaussian of local means and deviations
-NEGLIGIBLE = 0.1  # spread of a block's numbers over the scans below which it is not enlarged to the weight of others
-KEPT_VARIANCE = 0.95  # share of the variance that the kept principal components hold
+NEIGHBOURHOOD = 3.0  # standard deviation, in halves of a cell, of the Gaussian for local means and deviations
+NEGLIGIBLE = 0.1  # a block whose numbers vary less than this over the scans is not scaled up to the others' weight
+KEPT_VARIANCE = 0.95  # share of the variance that the kept principal components explain
 
 Blocks = Mapping[str, NDArray[np.float64]]
 Progress = Callable[[int, int], None]
 
 
 def image_distances(dataset: Dataset, ids: Sequence[str], progress: Progress | None = None) -> NDArray[np.float64]:
-    """Distances (scans, scans) of scans as they are stored, in medians of the distances between two of them.
+    """Compute distances (scans, scans) between scans as they are stored, in units of the median distance.
 
     Args:
-        dataset: The scans; label files are not opened.
+        dataset: Dataset of the scans; label files are not opened.
         ids: Names of the scans.
-        progress: Called with the number of scans that were read and the number of all.
+        progress: Called with the number of scans read so far and the total number.
 
     Raises:
-        InputError: A scan cannot be read; the sentence names it.
+        InputError: A scan cannot be read; the message names it.
     """
     found: list[Blocks] = []
     for done, case_id in enumerate(ids, start=1):
@@ -52,19 +52,19 @@ def image_distances(dataset: Dataset, ids: Sequence[str], progress: Progress | N
 def registered_distances(
     dataset: Dataset, ids: Sequence[str], pivot: str, progress: Progress | None = None
 ) -> NDArray[np.float64]:
-    """Distances (scans, scans) of scans that were registered onto one of them by an affine transform.
+    """Compute distances (scans, scans) between scans after affine registration onto one of them.
 
     The blocks are the quantiles, the stretch of the transform, and a thumbnail of the first channel on the grid of
     ``pivot``. Each scan is registered once; registering every pair would take ``len(ids)`` times as long.
 
     Args:
-        dataset: The scans; label files are not opened.
+        dataset: Dataset of the scans; label files are not opened.
         ids: Names of the scans.
-        pivot: Name of the scan that all others are registered onto, such as the most typical one.
-        progress: Called with the number of scans that were registered and the number of all.
+        pivot: Name of the scan onto which all others are registered, such as the most typical one.
+        progress: Called with the number of scans registered so far and the total number.
 
     Raises:
-        InputError: A scan cannot be read; the sentence names it.
+        InputError: A scan cannot be read; the message names it.
     """
     central = _prepared(dataset, pivot)
     side = working_spacing([_shape(central)], [_spacing(central)])
@@ -87,11 +87,12 @@ def registered_distances(
 
 
 def pairwise_distances(scans: Sequence[Blocks]) -> NDArray[np.float64]:
-    """Distances (scans, scans) between scans described by the same blocks of numbers, in medians of them all.
+    """Compute distances (scans, scans) between scans from their blocks of numbers, in units of the median distance.
 
-    Numbers are standard deviations of a scan's values or logarithms of lengths, so they are of order one. A block whose
-    numbers vary by less than :data:`NEGLIGIBLE` is not enlarged to the weight of the others, because differences of a
-    tenth of a deviation or a tenth of a length say little. All distances are zero where all scans are equal.
+    Numbers are in standard deviations of a scan's values or are logarithms of lengths, so they are of order one. A
+    block whose numbers vary by less than :data:`NEGLIGIBLE` is not scaled up to the weight of the others, because
+    differences of a tenth of a standard deviation or a tenth of a length are hardly meaningful. All distances are zero
+    if all scans are equal.
     """
     weighted = []
     for name in scans[0]:
@@ -111,9 +112,9 @@ def pairwise_distances(scans: Sequence[Blocks]) -> NDArray[np.float64]:
 
 
 def cell_means(array: NDArray[np.floating], count: int) -> NDArray[np.float64]:
-    """The mean of a volume (X, Y, Z) in each of ``count`` equal parts of every axis: (count, count, count).
+    """Return the means (count, count, count) of a volume (X, Y, Z) in ``count`` equal parts of every axis.
 
-    A voxel on a border counts for both sides by its share, so that scans of any shape have comparable cells.
+    A voxel on a border counts for both sides in proportion, so that scans of any shape have comparable cells.
     """
     out = np.asarray(array, dtype=np.float64) if array.size < 1 << 24 else array
     for axis in range(3):
@@ -122,7 +123,7 @@ def cell_means(array: NDArray[np.floating], count: int) -> NDArray[np.float64]:
 
 
 def _prepared(dataset: Dataset, case_id: str) -> PreprocessedScan:
-    """A scan in RAS without the air around it, its channels normalised, on voxels of its own size."""
+    """Read a scan in RAS orientation with its own voxel spacing, cropped to non-zero values and normalised."""
     values = Intensity(percentiles=(0.5, 99.5))
     preprocessing = Preprocessing(orientation="RAS", intensity=(values,) * len(dataset.channels), crop="nonzero")
     try:
@@ -139,26 +140,26 @@ def _blocks(prepared: PreprocessedScan) -> Blocks:
 
 
 def _fine(prepared: PreprocessedScan) -> list[NDArray[np.float64]]:
-    """Each channel in twice as many cells as a thumbnail has along each axis, so that voxel sizes do not count."""
+    """Average each channel in twice as many cells per axis as a thumbnail has; the result is independent of spacing."""
     return [cell_means(channel, 2 * CELLS) for channel in prepared.array]
 
 
 def _quantiles(fine: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Quantiles of each channel's values, one channel after the other."""
+    """Return the quantiles of each channel's values, one channel after the other."""
     return np.concatenate([np.quantile(channel, QUANTILES) for channel in fine])
 
 
 def _thumbnail(fine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A channel, normalised locally, so that neither a bias field nor a contrast scale shows: (12, 12, 12)."""
+    """Normalise a channel locally, which removes bias fields and contrast scales, and average it to (12, 12, 12)."""
     away = fine - ndimage.gaussian_filter(fine, NEIGHBOURHOOD, mode="nearest")
-    # A share of the whole scan's deviation, so that noise in the air is not blown up.
+    # The floor, a share of the whole scan's standard deviation, keeps noise in air from being amplified.
     floor = 0.1 * float(fine.std()) + 1e-6
     deviation = np.sqrt(ndimage.gaussian_filter(away**2, NEIGHBOURHOOD, mode="nearest") + floor**2)
     return cell_means(away / deviation, CELLS)
 
 
 def _shares(voxels: int, count: int, kind: np.dtype[np.floating]) -> NDArray[np.floating]:
-    """Which share of each of ``count`` cells each voxel of an axis fills: (count, voxels); rows add up to one."""
+    """Return the shares (count, voxels) of each of ``count`` cells that each voxel fills; rows sum to one."""
     starts = np.arange(count)[:, None] * (voxels / count)
     ends = starts + voxels / count
     place = np.arange(voxels)[None]

@@ -1,4 +1,4 @@
-"""Sizes and values of the training scans, read once, one scan in memory at a time."""
+"""Sizes and values of the training scans, which are read once, with one scan in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from semiseg.errors import SemisegError
 from semiseg.volumes.volume import Volume
 from trainer.errors import RecipeError
 
-# Channel names that tell a modality (PS3.3 C.7.3.1.1.1).
+# Channel names that state a modality, with its defined term (PS3.3 C.7.3.1.1.1).
 MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PET": "PT", "PT": "PT"}
 
 
 @dataclass(frozen=True)
 class ScanFacts:
-    """What the training scans are like, labelled and unlabelled ones together.
+    """Properties of the training scans, labelled and unlabelled ones together.
 
     Attributes:
-        fingerprint: Ranges over all of them.
-        thickest: Number of scans whose voxels are longest along each axis.
+        fingerprint: Ranges of sizes and values over all scans.
+        thickest: For each axis, the number of scans whose voxels are longest along it.
     """
 
     fingerprint: Fingerprint
@@ -35,16 +35,16 @@ def collect_scan_facts(
     orientation: str,
     watch: Callable[[str, int, int], None] | None = None,
 ) -> ScanFacts:
-    """Read the scans.
+    """Read the scans and collect their properties.
 
     Args:
         dataset: The dataset.
         ids: Names of the scans.
-        orientation: Axes of the network's grid.
-        watch: Called with (what, done, total).
+        orientation: Orientation of the network's grid.
+        watch: Called with (activity, done, total).
 
     Raises:
-        RecipeError: A scan cannot be read; the sentence names it.
+        RecipeError: A scan cannot be read; the message names it.
     """
     thickest: Counter[int] = Counter()
     current = ""
@@ -66,7 +66,7 @@ def collect_scan_facts(
 
 
 def _thickest_axis(volume: Volume, orientation: str) -> int:
-    """The axis of ``orientation`` along which the voxels are longest; the last one on a tie."""
+    """Return the axis of ``orientation`` along which the voxels are longest; on a tie, the last one."""
     kinds = ["RLAPSI".index(c) // 2 for c in volume.axcodes]
     along = [volume.spacing[kinds.index("RLAPSI".index(c) // 2)] for c in orientation]
     return max(a for a in range(3) if along[a] >= max(along) - 1e-3)

@@ -1,7 +1,7 @@
-"""Concatenation of a volume's slices into images of the size that a network for natural images was made for.
+"""Concatenation of a volume's slices into images of the input size of a network for natural images.
 
-CFR (Li et al. 2024), Eq. 1. The slices stand row by row in a grid of cells, each slice in the middle of its cell; the
-inverse cuts them out again. Where a slice is not enlarged, the inverse is exact.
+CFR (Li et al. 2024), Eq. 1. The slices are placed row by row in a grid of cells, each slice in the centre of its cell;
+the inverse cuts them out again. The inverse is exact if slices are not resized.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch.nn import functional
 from trainer.errors import RecipeError
 from trainer.slices import from_slices, to_slices
 
-LABEL_PADDING = -1  # what a label canvas holds where there is no voxel
+LABEL_PADDING = -1  # label of pixels without a voxel
 
 
 @dataclass(frozen=True)
 class SliceMosaic:
-    """Where each slice of a patch lies; see :func:`make_slice_mosaic`.
+    """Layout of the slices of a patch on square images; see :func:`make_slice_mosaic`.
 
     Attributes:
-        side: of a canvas, pixels.
-        axis: spatial axis of the volume along which it is sliced.
-        depth: slices of a volume.
-        slice: height and width of a slice, voxels.
-        shown: height and width at which it is shown, pixels.
-        grid: rows and columns of cells.
-        margin: rows above and below, columns left and right of each slice in its cell.
-        count: canvases that a volume fills.
+        side: Side of an image in pixels.
+        axis: Spatial axis of the volume along which it is sliced.
+        depth: Number of slices of a volume.
+        slice: Height and width of a slice in voxels.
+        shown: Height and width of a slice in an image, in pixels.
+        grid: Number of rows and columns of cells.
+        margin: Number of rows above and below, and of columns left and right of each slice in its cell.
+        count: Number of images per volume.
     """
 
     side: int
@@ -45,22 +45,22 @@ class SliceMosaic:
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Height and width of a cell."""
+        """The height and width of a cell."""
         return self.shown[0] + 2 * self.margin[0], self.shown[1] + 2 * self.margin[1]
 
     @property
     def lead(self) -> int:
-        """Empty cells before the first slice; as many, or one more, come after the last."""
+        """The number of empty cells before the first slice; the same number, or one more, follows the last slice."""
         return (self.count * self.grid[0] * self.grid[1] - self.depth) // 2
 
     @property
     def offset(self) -> tuple[int, int]:
-        """Where the first cell begins; negative where the margin of the outer cells is cut off."""
+        """The row and column at which the first cell begins; negative if the margin of the outer cells is cut off."""
         (rows, columns), (high, wide) = self.grid, self.cell
         return (self.side - rows * high) // 2, (self.side - columns * wide) // 2
 
     def concatenate(self, volumes: Tensor, fill: float = 0.0, mode: str = "bilinear") -> Tensor:
-        """(N, C, X, Y, Z) -> (N * count, C, side, side); ``fill`` where there is no voxel."""
+        """Convert volumes (N, C, X, Y, Z) to images (N * count, C, side, side), with ``fill`` outside slices."""
         slices = to_slices(volumes, self.axis)
         if self.shown != self.slice:
             slices = _resize(slices, self.shown, mode)
@@ -73,7 +73,7 @@ class SliceMosaic:
         return self._fit(images, fill)
 
     def split(self, canvases: Tensor) -> Tensor:
-        """The inverse: (N * count, C, side, side) -> (N, C, X, Y, Z)."""
+        """Convert images (N * count, C, side, side) back to volumes (N, C, X, Y, Z)."""
         (top, left), (rows, columns), (high, wide) = self.margin, self.grid, self.cell
         y, x = self.offset
         bottom, right = rows * high + y - self.side, columns * wide + x - self.side
@@ -86,24 +86,24 @@ class SliceMosaic:
         return from_slices(slices, stacks.shape[0], self.axis)
 
     def _fit(self, images: Tensor, fill: float) -> Tensor:
-        """Centre the grid on the canvas; a negative pad cuts."""
+        """Centre the grid in the image; negative padding crops it."""
         y, x = self.offset
         below, right = self.side - images.shape[2] - y, self.side - images.shape[3] - x
         return functional.pad(images, (x, right, y, below), value=fill)
 
 
 def make_slice_mosaic(patch: tuple[int, int, int], axis: int, side: int, grid: int | None = None) -> SliceMosaic:
-    """The canvas for patches.
+    """Choose the layout for patches.
 
     Args:
-        patch: voxels along X, Y, Z.
-        axis: along which they are sliced.
-        side: of a canvas, pixels.
-        grid: cells per side; slices are then shown as large as the cells allow, on as many canvases as they need (with
-            one cell they may also shrink). None shows them as they are, all on one canvas.
+        patch: Number of voxels along X, Y, Z.
+        axis: Axis along which patches are sliced.
+        side: Side of an image in pixels.
+        grid: Number of cells per side. Slices are enlarged to the size of the cells and spread over as many images as
+            necessary; with one cell, they may also be reduced. None puts all slices, with their own size, on one image.
 
     Raises:
-        RecipeError: the slices do not fit.
+        RecipeError: The slices do not fit.
     """
     height, width = (n for a, n in enumerate(patch) if a != axis)
     depth = patch[axis]
@@ -111,8 +111,8 @@ def make_slice_mosaic(patch: tuple[int, int, int], axis: int, side: int, grid: i
         zoom = min(side // grid / height, side // grid / width)
         if zoom < 1 and grid > 1:
             raise RecipeError(
-                f"{grid} x {grid} slices of {height} x {width} voxels do not fit on a canvas of {side} pixels a side; "
-                f"make the grid at most {side // max(height, width)}."
+                f"{grid} x {grid} slices of {height} x {width} voxels do not fit on an image of {side} x {side} "
+                f"pixels; make the grid at most {side // max(height, width)}."
             )
         shown = (math.floor(height * zoom), math.floor(width * zoom))
         count = math.ceil(depth / grid**2)
@@ -121,8 +121,8 @@ def make_slice_mosaic(patch: tuple[int, int, int], axis: int, side: int, grid: i
     rows, columns = side // height, side // width
     if rows * columns < depth:
         raise RecipeError(
-            f"A canvas of {side} pixels a side holds {rows * columns} slices of {height} x {width} voxels, and a patch "
-            f"of {list(patch)} has {depth}; make the patch smaller or the canvas larger."
+            f"An image of {side} x {side} pixels holds {rows * columns} slices of {height} x {width} voxels, but a "
+            f"patch of {list(patch)} has {depth}; make the patch smaller or the image larger."
         )
     margins = [_margin(side, cells, n) for cells, n in ((rows, height), (columns, width))]
     return SliceMosaic(
@@ -131,7 +131,7 @@ def make_slice_mosaic(patch: tuple[int, int, int], axis: int, side: int, grid: i
 
 
 def _margin(side: int, cells: int, length: int) -> int:
-    """The paper's round((side / cells - length) / 2), or one less where so much were cut off that voxels would go."""
+    """Return the paper's round((side / cells - length) / 2), or one less if voxels would otherwise be cut off."""
     margin = round((side / cells - length) / 2)
     cut = max(0, math.ceil((cells * (length + 2 * margin) - side) / 2))
     return margin if cut <= margin else margin - 1
@@ -144,6 +144,10 @@ def _resize(slices: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def mosaic_labels(canvas: SliceMosaic, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels (N, X, Y, Z) on canvases: (N * count, side, side) int64, 0 on padding, and where there are voxels."""
+    """Arrange labels (N, X, Y, Z) as images (N * count, side, side) int64.
+
+    Returns:
+        The labels, 0 outside slices, and a mask (N * count, side, side) of the pixels with a voxel.
+    """
     shown = canvas.concatenate(labels[:, None].to(torch.int64), LABEL_PADDING, "nearest")[:, 0]
     return shown.where(shown != LABEL_PADDING, torch.zeros_like(shown)), shown != LABEL_PADDING

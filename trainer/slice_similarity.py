@@ -1,7 +1,7 @@
-"""How alike the slices of several patches are, and the two losses that ask slices of one place to be more alike.
+"""Similarity of slices of several patches, and two losses that make slices of the same position more similar.
 
-Comparative pre-training (2025), Eq. 2 and 3. All pairs stand in one matrix of cosines, of which both losses are sums;
-the released code computes each cosine anew, 1,152 times a step for Eq. 2 and 332,352 times for Eq. 3.
+Comparative pre-training (2025), Eq. 2 and 3. Both losses are sums over one matrix of the cosines of all pairs. The
+released code computes each cosine separately, 1,152 times a step for Eq. 2 and 332,352 times for Eq. 3.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Triplets = Literal["all", "same_scan"]
 
 @dataclass(frozen=True)
 class SliceFeatures:
-    """Slices from several patches.
+    """Features of M slices from several patches.
 
     Attributes:
-        values: (M, C, L): L values of M slices in C channels.
-        patch: (M,) which patch each is of.
-        scan: (M,) which scan that patch is of.
-        part: (M,) which part of the body (or of the patch) it lies in.
+        values: Values (M, C, L) of each slice: L values in each of C channels.
+        patch: Index (M,) of the patch of each slice.
+        scan: Index (M,) of the scan of each slice.
+        part: Index (M,) of the part of the body (or of the patch) that contains the slice.
     """
 
     values: Tensor
@@ -33,16 +33,19 @@ class SliceFeatures:
     part: Tensor
 
     def similarity(self, temperature: float) -> Tensor:
-        """Cosines over the temperature (C, M, M)."""
+        """Return the cosines of all pairs divided by the temperature (C, M, M)."""
         unit = functional.normalize(self.values.float(), dim=-1).movedim(1, 0)
         return unit @ unit.mT / temperature
 
     def triplets(self, kind: Triplets) -> Tensor:
-        """(M, M, M) bool: (reference, similar, dissimilar).
+        """Return a mask (M, M, M) bool of the triplets (reference, similar, dissimilar).
 
-        Reference and similar lie in one part, the dissimilar one in another. ``all``, as released: reference and
-        similar are of two patches, the dissimilar one of any. ``same_scan``, as Eq. 2 is printed: reference and similar
-        are of two scans, the dissimilar one is of the reference's.
+        The reference and the similar slice are in the same part, the dissimilar one is in another part.
+
+        Args:
+            kind: With ``all``, as in the released code, the reference and the similar slice are from two patches, and
+                the dissimilar one is from any patch. With ``same_scan``, as in Eq. 2, the reference and the similar
+                slice are from two scans, and the dissimilar one is from the scan of the reference.
         """
         same_part = self.part[:, None] == self.part[None]
         same_patch = self.patch[:, None] == self.patch[None]
@@ -53,14 +56,18 @@ class SliceFeatures:
         return similar[:, :, None] & dissimilar[:, None, :]
 
     def same_scan(self) -> Tensor:
-        """(M, M) bool."""
+        """Return a mask (M, M) bool of the pairs from the same scan."""
         return self.scan[:, None] == self.scan[None]
 
 
 def take_slices(features: Tensor, axis: int, at: Tensor, scans: Tensor) -> SliceFeatures:
-    """The slices of ``features`` (N, C, X, Y, Z) across spatial ``axis``: of patch n and part p, slice ``at[n, p]``.
+    """Select slices of features across a spatial axis.
 
-    Where that is negative there is none. Patch n is of scan ``scans[n]``.
+    Args:
+        features: Features (N, C, X, Y, Z) of N patches.
+        axis: Spatial axis across which slices are taken.
+        at: Index (N, P) of the slice of each patch in each part; negative for none.
+        scans: Index (N,) of the scan of each patch.
     """
     patch, part = (at >= 0).nonzero(as_tuple=True)
     values = features.movedim(2 + axis, 1)[patch, at[patch, part]]
@@ -68,9 +75,13 @@ def take_slices(features: Tensor, axis: int, at: Tensor, scans: Tensor) -> Slice
 
 
 def slice_positions_in_patch(count: int, parts: int, patches: int, offset: float) -> Tensor:
-    """Slices (patches, parts) at the same places in every patch of ``count`` slices, as released.
+    """Choose slices (patches, parts) at the same positions in every patch, as in the released code.
 
-    The patch is cut into equal parts; ``offset``, from 0 to below 1, says where in each of them the slice lies.
+    Args:
+        count: Number of slices of a patch.
+        parts: Number of equal parts of a patch.
+        patches: Number of patches.
+        offset: Position of the slice within each part, in [0, 1).
     """
     length = count // parts
     first = int(offset * length)
@@ -78,13 +89,14 @@ def slice_positions_in_patch(count: int, parts: int, patches: int, offset: float
 
 
 def slice_positions_in_body(where: Tensor, count: int, parts: int, offset: float) -> Tensor:
-    """Slices (patches, parts) at the same places in the body; -1 where a patch does not reach that far.
+    """Choose slices (patches, parts) at the same positions in the body; -1 if a position is outside a patch.
 
     Args:
-        where: (patches, 2): the places, as shares of the scan, of the patch's two faces across the axis; NaN for none.
-        count: slices of the features along it, which share the patch evenly.
-        parts: equal parts of the body.
-        offset: where in each of them, from 0 to below 1.
+        where: Positions (patches, 2) of the two faces of each patch along the axis, as shares of the scan's extent; NaN
+            if unknown.
+        count: Number of slices of the features along the axis, which divide the patch evenly.
+        parts: Number of equal parts of the body.
+        offset: Position of the slice within each part, in [0, 1).
     """
     wanted = (torch.arange(parts, device=where.device) + offset) / parts
     first, last = where[:, :1], where[:, 1:]
@@ -93,16 +105,19 @@ def slice_positions_in_body(where: Tensor, count: int, parts: int, offset: float
 
 
 def comparative_loss(similarity: Tensor, triplets: Tensor) -> Tensor:
-    """Eq. 2: sum over triplets, mean over channels, of log(1 + e^(S(ref, dissimilar) - S(ref, similar)))."""
+    """Compute Eq. 2: log(1 + e^(S(ref, dissimilar) - S(ref, similar))), sum over triplets and mean over channels."""
     apart = similarity[:, :, None, :] - similarity[:, :, :, None]
     return (functional.softplus(apart) * triplets).sum(dim=(1, 2, 3)).mean()
 
 
 def contrastive_loss(similarity: Tensor, triplets: Tensor, *, released: bool) -> Tensor:
-    """Eq. 3: sum over pairs of -log e^S(ref, similar) / (e^S(ref, similar) + sum e^S(ref, dissimilar)).
+    """Compute Eq. 3: -log e^S(ref, similar) / (e^S(ref, similar) + sum e^S(ref, dissimilar)), summed over pairs.
 
-    As released the sum in the denominator runs over the dissimilar slices of all triplets, whatever their reference,
-    and each pair counts as often as it has triplets.
+    Args:
+        similarity: Similarities (C, M, M) of all pairs of slices.
+        triplets: Mask (M, M, M) bool of the triplets.
+        released: If True, compute the loss as in the released code: the sum in the denominator runs over the dissimilar
+            slices of all triplets, whatever their reference, and each pair counts as often as it has triplets.
     """
     counts = triplets.sum(dim=2)
     reference, similar = counts.nonzero(as_tuple=True)

@@ -1,7 +1,7 @@
-"""Random changes of a training patch in space: where it is cut, how it is turned and deformed.
+"""Random spatial augmentation of training patches: position, rotation, zoom, deformation and mirroring.
 
-Every random number comes from one generator that belongs to the patch, so that a patch is a function of its request.
-Reading (:func:`read_region`) and making (:func:`resample_patch`) are apart: a GPU may do the latter.
+All random numbers of a patch come from generators of the patch, so that a patch is a function of its request. Reading
+(:func:`read_region`) and resampling (:func:`resample_patch`) are separate, so that a GPU can do the latter.
 """
 
 from __future__ import annotations
@@ -22,17 +22,23 @@ from trainer.recipe import Augmentation
 
 @dataclass(frozen=True)
 class PatchGeometry:
-    """Where a patch lies in a scan: output voxel o reads the scan at ``matrix @ o`` (homogeneous voxel indices)."""
+    """Position of a patch in a scan.
+
+    Attributes:
+        matrix: Voxel o of the patch is read from the scan at ``matrix @ o`` (homogeneous voxel indices).
+        is_translation: True if the matrix is a translation by whole voxels, so that the patch is a slice of the array.
+        control: Control points (3, gx, gy, gz) of a deformation in voxels of the scan; None for no deformation.
+    """
 
     matrix: NDArray[np.float64]
-    is_translation: bool  # only a shift by whole voxels: the patch is a slice of the array
-    control: NDArray[np.float64] | None = None  # (3, ...) control points of a deformation in voxels of the scan
+    is_translation: bool
+    control: NDArray[np.float64] | None = None
 
 
 def draw_rotation_and_zoom(
     augmentation: Augmentation, slice_axis: int, random: np.random.Generator
 ) -> tuple[NDArray[np.float64], float] | None:
-    """How a patch is turned and scaled: a rotation (3, 3) and a zoom, or None for a patch that stays as it is."""
+    """Draw a rotation matrix (3, 3) and a zoom factor; None for no rotation and zoom."""
     if random.random() >= augmentation.affine:
         return None
     zoom = float(random.uniform(*augmentation.scale))
@@ -51,7 +57,7 @@ def draw_deformation(
     spacing: tuple[float, float, float],
     random: np.random.Generator,
 ) -> NDArray[np.float64] | None:
-    """Control points (3, gx, gy, gz) of a free-form deformation, in voxels of the scan; None for no deformation.
+    """Draw control points (3, gx, gy, gz) of a free-form deformation, in voxels of the scan; None for no deformation.
 
     They lie on a regular grid over the patch and are the coefficients of a cubic B-spline (Rueckert et al., "Nonrigid
     registration using free-form deformations", 1999), so no voxel moves further than the largest of them.
@@ -74,18 +80,25 @@ def place_patch(
     voxel: tuple[int, int, int] | None,
     random: np.random.Generator,
 ) -> PatchGeometry:
-    """Where in a scan of ``shape`` a patch turned by ``turn`` is cut; it holds ``voxel`` when there is one.
+    """Draw the position of a patch in a scan.
 
-    The turn is one of the body: voxels that are longer along one axis (``spacing`` in mm) are not sheared.
+    The rotation is applied in mm, so that anisotropic voxels are not sheared. A patch without rotation stays inside a
+    scan that is larger than it. Along an axis on which the scan is not larger, the scan is centred in the patch, as in
+    the sliding window.
 
-    Apart from what a rotation needs, a patch does not leave a scan that is larger than it. Along an axis on which the
-    scan is no larger, the scan stays in the middle of the patch, as the sliding window will have it.
+    Args:
+        shape: Voxels of the scan along each axis.
+        patch: Voxels of the patch along each axis.
+        turn: Rotation matrix (3, 3) and zoom factor; None for none.
+        spacing: Voxel spacing in mm.
+        voxel: Voxel of the scan that the patch has to contain; None for any position.
+        random: Generator of the random numbers.
     """
     size, sides = np.asarray(shape), np.asarray(patch)
     half = (sides - 1) / 2.0
     rotation, zoom = turn or (np.eye(3), 1.0)
     mm = np.asarray(spacing)
-    step = rotation * mm[None, :] / mm[:, None] / zoom  # of the scan, for one voxel of the patch
+    step = rotation * mm[None, :] / mm[:, None] / zoom  # step in voxels of the scan for one voxel of the patch
     reach = half / zoom
     low, high = reach, size - 1 - reach
     if voxel is None:
@@ -97,7 +110,7 @@ def place_patch(
     centre = np.where(low > high, (size - 1) / 2.0, centre)
     centre = np.where(size <= sides, half - (sides - size) // 2, centre)
     if voxel is not None:
-        # What was clipped or kept in the middle may have lost the voxel: back by just as much as it is outside.
+        # After clipping and centring, the voxel may be outside the patch; move the patch by as much as it is outside.
         where = np.linalg.solve(step, voxel - centre)
         centre = centre + step @ (where - np.clip(where, -half, half))
     matrix = np.eye(4)
@@ -107,9 +120,9 @@ def place_patch(
 
 
 def patch_faces(cut: PatchGeometry, patch: tuple[int, int, int], shape: tuple[int, int, int]) -> NDArray[np.float64]:
-    """Where the patch's two faces across each axis lie along it, as shares of the scan's extent: (3, 2).
+    """Return the positions (3, 2) of the patch's two faces along each axis, as shares of the scan's extent.
 
-    They are taken on the line through the middle of the patch, which a rotation tilts.
+    They are measured on the lines through the centre of the patch, which are tilted by a rotation.
     """
     found = np.empty((3, 2))
     for axis, (sides, length) in enumerate(zip(patch, shape, strict=True)):
@@ -122,12 +135,12 @@ def patch_faces(cut: PatchGeometry, patch: tuple[int, int, int], shape: tuple[in
 
 @dataclass(frozen=True)
 class SourceRegion:
-    """All that a cut reads of a scan, beside the cut itself, whose matrix counts voxels of this box.
+    """Box of a scan from which a patch is resampled, and the position of the patch in this box.
 
     Attributes:
-        image: float32 (C, X, Y, Z).
-        labels: uint8 (K, X, Y, Z): the label maps that are cut with it, none or several.
-        cut: output voxel o reads the box at ``cut.matrix @ o``.
+        image: Image float32 (C, X, Y, Z).
+        labels: Label maps uint8 (K, X, Y, Z), of which there may be none.
+        cut: Position of the patch, with ``cut.matrix`` in voxels of the box.
     """
 
     image: Tensor
@@ -135,11 +148,11 @@ class SourceRegion:
     cut: PatchGeometry
 
     def pin_memory(self) -> SourceRegion:
-        """The same in page-locked memory; the loader asks for it."""
+        """Copy the box to page-locked memory; the data loader calls this."""
         return replace(self, image=self.image.pin_memory(), labels=self.labels.pin_memory())
 
     def to(self, device: torch.device) -> SourceRegion:
-        """The same on another device."""
+        """Copy the box to a device."""
         image, labels = (tensor.to(device, non_blocking=True) for tensor in (self.image, self.labels))
         return replace(self, image=image, labels=labels)
 
@@ -147,7 +160,7 @@ class SourceRegion:
 def read_region(
     image: NDArray[np.generic], labels: Sequence[NDArray[np.generic]], cut: PatchGeometry, patch: tuple[int, int, int]
 ) -> SourceRegion:
-    """The part of ``image`` (C, X, Y, Z) and of each label map (X, Y, Z) that a patch needs: only this is read."""
+    """Read only the part of ``image`` (C, X, Y, Z) and of each label map (X, Y, Z) that a patch needs."""
     margin = np.zeros(3, int) if cut.is_translation and cut.control is None else np.ones(3, int)
     if cut.control is not None:
         margin += np.ceil(np.abs(cut.control).max(axis=(1, 2, 3))).astype(int)
@@ -162,16 +175,19 @@ def read_region(
 
 
 def resample_patch(box: SourceRegion, patch: tuple[int, int, int], padding: str) -> tuple[Tensor, Tensor]:
-    """The patch: the image interpolated linearly, the labels by nearest voxel, on the device that the box is on.
+    """Resample a patch on the device of the box, with linear interpolation for the image and nearest for labels.
 
-    Beyond the scan lies its border value (``edge``) or zero. Both results are float32: (C, *patch) and (K, *patch).
+    Outside the scan, values are those of its border (``padding`` is ``edge``) or zero.
+
+    Returns:
+        The image (C, *patch) and the label maps (K, *patch), both float32.
     """
     arrays = [box.image, box.labels.float()] if len(box.labels) else [box.image]
     matrix = box.cut.matrix.copy()
     if box.cut.is_translation and box.cut.control is None:
         cuts = [_shifted(array, matrix[:3, 3].astype(int), patch, padding) for array in arrays]
     else:
-        if padding == "zero":  # a frame of zeros, since torch has no zeros beyond an axis of one voxel
+        if padding == "zero":  # add a border of zeros, since torch does not zero-pad an axis of one voxel
             arrays = [pad(array, (1, 1, 1, 1, 1, 1)) for array in arrays]
             matrix[:3, 3] += 1
         grid = _sampling_grid(matrix, arrays[0].shape[1:], patch, box.image.device)
@@ -186,21 +202,21 @@ def resample_patch(box: SourceRegion, patch: tuple[int, int, int], padding: str)
 
 @dataclass(frozen=True)
 class Symmetry:
-    """A turn by ``turns`` right angles in the plane of two axes of (X, Y, Z), then mirrored ``axes``."""
+    """Rotation by ``quarter_turns`` right angles in the ``plane`` of two axes of (X, Y, Z), then mirrored ``axes``."""
 
     quarter_turns: int
     plane: tuple[int, int]
     axes: tuple[int, ...]
 
     def apply(self, array: Tensor) -> Tensor:
-        """Applied to the last three axes of an array."""
+        """Apply the symmetry to the last three axes of an array."""
         first = array.ndim - 3
         if self.quarter_turns:
             array = array.rot90(self.quarter_turns, (self.plane[0] + first, self.plane[1] + first))
         return array.flip([axis + first for axis in self.axes]) if self.axes else array
 
     def apply_to_faces(self, faces: Tensor) -> Tensor:
-        """Applied to :func:`patch_faces` (3, 2); where axes have changed places, nothing lies along its own: NaN."""
+        """Apply the symmetry to :func:`patch_faces` (3, 2); the result is NaN for axes that were exchanged."""
         faces = faces.clone()
         if self.quarter_turns % 2:
             faces[list(self.plane)] = torch.nan
@@ -212,7 +228,7 @@ class Symmetry:
 def draw_symmetry(
     augmentation: Augmentation, slice_axis: int, patch: tuple[int, int, int], random: np.random.Generator
 ) -> Symmetry:
-    """How a patch is turned by right angles and mirrored."""
+    """Draw a rotation by right angles and mirrored axes."""
     first, second = (axis for axis in range(3) if axis != slice_axis)
     turns = 0
     if augmentation.quarter_turns and random.random() < augmentation.quarter_turns:
@@ -224,7 +240,7 @@ def draw_symmetry(
 def _box(
     matrix: NDArray[np.float64], patch: tuple[int, int, int], shape: tuple[int, ...], margin: NDArray[np.int_]
 ) -> list[tuple[int, int]]:
-    """First voxel of the part of the scan that a cut reads and the one after its last; at least one voxel per axis."""
+    """Return the first voxel of the box that a patch needs and the one after its last, at least one voxel per axis."""
     corners = np.asarray(
         [[x, y, z, 1] for x in (0, patch[0] - 1) for y in (0, patch[1] - 1) for z in (0, patch[2] - 1)]
     )
@@ -241,9 +257,10 @@ def _box(
 def _sampling_grid(
     matrix: NDArray[np.float64], shape: tuple[int, ...], patch: tuple[int, int, int], device: torch.device
 ) -> Tensor:
-    """``matrix`` (voxel of the patch -> voxel of an array of ``shape``) as the grid that ``grid_sample`` reads.
+    """Convert ``matrix`` (voxel of the patch -> voxel of an array of ``shape``) to a grid for ``grid_sample``.
 
-    Torch counts positions from -1 at the first voxel's centre to 1 at the last one's, the last axis first.
+    In torch, positions range from -1 at the centre of the first voxel to 1 at that of the last one, with the last axis
+    first.
     """
     half = (np.asarray(patch) - 1) / 2.0
     scale = np.asarray([2.0 / (n - 1) if n > 1 else 0.0 for n in shape])  # an axis of one voxel has one position
@@ -257,7 +274,7 @@ def _sampling_grid(
 def _displacements(
     control: NDArray[np.float64], shape: tuple[int, ...], patch: tuple[int, int, int], device: torch.device
 ) -> Tensor:
-    """A deformation (1, *patch, 3) in the units and order of axes of :func:`_sampling_grid`."""
+    """Return a deformation (1, *patch, 3) in the units and order of axes of :func:`_sampling_grid`."""
     weights = [
         torch.from_numpy(_spline(n, g)).float().to(device) for n, g in zip(patch, control.shape[1:], strict=True)
     ]
@@ -268,7 +285,7 @@ def _displacements(
 
 
 def _spline(voxels: int, control: int) -> NDArray[np.float64]:
-    """Weights (voxels, control) of the uniform cubic B-spline at voxels that lie evenly over ``control - 3`` cells."""
+    """Return weights (voxels, control) of the uniform cubic B-spline at voxels evenly over ``control - 3`` cells."""
     at = (np.arange(voxels) + 0.5) / voxels * (control - 3)
     cell = np.minimum(at.astype(int), control - 4)
     u = at - cell
@@ -280,7 +297,7 @@ def _spline(voxels: int, control: int) -> NDArray[np.float64]:
 
 
 def _shifted(local: Tensor, start: NDArray[np.int_], patch: tuple[int, int, int], padding: str) -> Tensor:
-    """The patch that begins at voxel ``start`` of ``local`` (C, X, Y, Z), which it may leave on any side."""
+    """Cut the patch that begins at voxel ``start`` of ``local`` (C, X, Y, Z), with padding outside the array."""
     out = local
     for axis, (s, p, n) in enumerate(zip(start, patch, local.shape[1:], strict=True), start=1):
         places = torch.arange(int(s), int(s) + p, device=local.device)

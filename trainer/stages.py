@@ -1,10 +1,10 @@
-"""A run as a sequence of stages, each with its own networks, optimisers and checks; the loop asks it about every step.
+"""Sequence of the stages of a run, each with its own networks, optimisers and checks.
 
     fine-tune SAM (steps 0 to a) -> label the unlabelled scans -> train the student (steps a to b)
 
-Most methods are one stage. A method that does something first, such as a pre-training, is a stage that names another
-method as the one that follows. A stage is asked about its own steps, counted from 0, and about the step after its last
-one, at which it may leave something to the next stage: pseudo-labels, fresh optimisers, a student.
+Most methods have one stage. A method with a preceding phase, such as pre-training, is a stage that names the method
+that follows. A stage is queried about its own steps, counted from 0, and about the step after its last one, at which it
+may hand over pseudo-labels, fresh optimisers or a student to the next stage.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from trainer.scan_labelling import ScanLabeller, TrainingScans
 
 @dataclass(frozen=True)
 class PseudoLabelling:
-    """Predictions of the unlabelled scans that become labels.
+    """Predictions of the unlabelled scans that become pseudo-labels.
 
     Attributes:
         source: Name of the stage that makes them.
-        network: Module from windows to logits that predicts; None stands for the student.
-        labels_of: What labels whole scans in place of a network, where the stage has that.
+        network: Module from windows to logits that makes the predictions; None for the student.
+        labels_of: Function that labels whole scans in place of a network; None if the stage uses a network.
     """
 
     source: str
@@ -51,7 +51,7 @@ class StageSequence:
     """
 
     def __init__(self, method: Method) -> None:
-        """Ask a method for its stages."""
+        """Create the sequence from the stages of a method."""
         self.stages = method.stages()
         self._owners: dict[str, Method] = {}
         self._firsts: list[int] = []
@@ -69,9 +69,9 @@ class StageSequence:
     # --- networks -------------------------------------------------------------------------------------------------
 
     def build(self) -> Networks:
-        """Make the networks of all stages, by name, with the random numbers of the caller's seed.
+        """Build the networks of all stages, by name, with torch's generator as seeded by the caller.
 
-        The last stage comes first, so that its networks are those that it would have alone.
+        The networks of the last stage are built first, so that they do not depend on earlier stages.
         """
         networks: Networks = {}
         for stage in reversed(self.stages):
@@ -83,7 +83,7 @@ class StageSequence:
         return networks
 
     def optimiser(self, network: str) -> Optimiser:
-        """The optimiser of a network, which the stage that built it decides."""
+        """Return the optimiser settings of a network, as defined by the stage that built it."""
         return self._owners[network].optimiser(network)
 
     def exported(self, networks: Networks) -> nn.Module:
@@ -95,14 +95,14 @@ class StageSequence:
         return self.last.exported_config()
 
     def committee(self, networks: Networks) -> Networks:
-        """See :meth:`Method.committee`; the networks of all stages vote."""
+        """See :meth:`Method.committee`; the committee has the networks of all stages."""
         found: Networks = {}
         for stage in reversed(self.stages):
             found |= stage.committee(self._seen_by(stage, networks))
         return found
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
-        """See :meth:`Method.pretrained`; weights of any stage have taught the student, each named once."""
+        """See :meth:`Method.pretrained`; the result lists the weights of all stages, each once."""
         return tuple(dict.fromkeys(weights for stage in self.stages for weights in stage.pretrained()))
 
     def taught_by(self) -> DistillationTeacher | None:
@@ -110,14 +110,14 @@ class StageSequence:
         return next((t for stage in reversed(self.stages) if (t := stage.taught_by()) is not None), None)
 
     def check_parts(self, processes: int) -> None:
-        """See :meth:`Method.check_parts`; every stage has its own demands."""
+        """See :meth:`Method.check_parts`; each stage has its own requirements."""
         for stage in self.stages:
             stage.check_parts(processes)
 
     # --- what happens before a step -------------------------------------------------------------------------------
 
     def is_boundary(self, step: int) -> bool:
-        """Whether something is renewed, predicted or handed over before ``step``."""
+        """Return True if something is refreshed, reset or handed over before ``step``."""
         asked = list(self._asked(step))
         return len(asked) > 1 or any(
             stage.refreshes_foreground(at)
@@ -132,13 +132,13 @@ class StageSequence:
         return any(stage.refreshes_foreground(at) for stage, at in self._asked(step))
 
     def labelling_sources(self, step: int) -> tuple[str, ...]:
-        """The stages that label the unlabelled scans before ``step``."""
+        """Return the names of the stages that label the unlabelled scans before ``step``."""
         return tuple(stage.name for stage, at in self._asked(step) if stage.refreshes_pseudo_labels(at))
 
     def labellings(
         self, networks: Networks, step: int, scans: TrainingScans | None = None
     ) -> Iterator[PseudoLabelling]:
-        """The predictions that are made before ``step``.
+        """Yield the predictions that are made before ``step``.
 
         Args:
             networks: The networks of all stages.
@@ -159,7 +159,7 @@ class StageSequence:
         return tuple(name for stage, at in self._asked(step) for name in stage.fresh_optimisers(at))
 
     def hand_over(self, networks: Networks, step: int) -> None:
-        """Let the stages that end before ``step`` hand over to the next one."""
+        """Let a stage that ends before ``step`` hand over to the next one."""
         for stage, at in self._asked(step):
             if at == stage.steps and stage is not self.last:
                 stage.hand_over(networks)
@@ -173,11 +173,11 @@ class StageSequence:
         return replace(step_plan, host=stage.name) if stage is self.last and len(self.stages) > 1 else step_plan
 
     def pseudo_label_source(self, step: int) -> str:
-        """The stage whose own pseudo-labels are those of the unlabelled patches of ``step``."""
+        """Return the name of the stage whose pseudo-labels are the labels of the unlabelled patches of ``step``."""
         return self.stage_at(step)[0].name
 
     def prepare(self, networks: Networks, step_plan: StepPlan, step: int) -> None:
-        """See :meth:`Method.prepare`; networks that the stage does not know are in evaluation mode."""
+        """See :meth:`Method.prepare`; networks that the stage does not use are set to evaluation mode."""
         stage, _ = self.stage_at(step)
         seen = self._seen_by(stage, networks)
         for name, network in networks.items():
@@ -186,7 +186,7 @@ class StageSequence:
         stage.prepare(seen, step_plan)
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """See :meth:`Method.loss`; earlier stages may add terms to it, and so does deep supervision."""
+        """See :meth:`Method.loss`; earlier stages and deep supervision may add terms to it."""
         stage, _ = self.stage_at(batch.step)
         weight = stage.recipe.deep_supervision
         if not weight or not step_plan.composition.labelled:
@@ -204,7 +204,7 @@ class StageSequence:
         return losses
 
     def _guided_loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The stage's loss, and the terms of earlier stages (:meth:`Method.guidance`)."""
+        """Compute the stage's loss with the terms of earlier stages (:meth:`Method.guidance`)."""
         stage, _ = self.stage_at(batch.step)
         seen = self._seen_by(stage, networks)
         guides = [earlier for earlier in self.stages[: self.stages.index(stage)] if earlier.guides]
@@ -236,17 +236,17 @@ class StageSequence:
         stage, at = self.stage_at(step - 1)
         return step - at - 1 + stage.next_step(self._seen_by(stage, networks), at + 1)
 
-    # --- whose step it is -----------------------------------------------------------------------------------------
+    # --- assignment of steps to stages ----------------------------------------------------------------------------
 
     def stage_at(self, step: int) -> tuple[Method, int]:
-        """The stage that ``step`` belongs to, and the step as that stage counts it."""
+        """Return the stage that ``step`` belongs to, and the number of the step within that stage."""
         for stage, first in zip(self.stages, self._firsts, strict=True):
             if step < first + stage.steps:
                 return stage, step - first
         raise IndexError(f"There is no step {step}; there are {self.steps}.")
 
     def _asked(self, step: int) -> Iterator[tuple[Method, int]]:
-        """The stages that ``step`` is a step of, or the one after the last, and the step as each counts it."""
+        """Yield the stages with ``step`` among their steps or directly after them, with its number in each stage."""
         if step >= self.steps:
             return
         for stage, first in zip(self.stages, self._firsts, strict=True):
@@ -254,7 +254,7 @@ class StageSequence:
                 yield stage, step - first
 
     def _seen_by(self, stage: Method, networks: Networks) -> Networks:
-        """The networks that a stage built, and those of other stages that it uses."""
+        """Return the networks that a stage built, and those of other stages that it uses."""
         return {
             name: network
             for name, network in networks.items()

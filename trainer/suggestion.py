@@ -1,8 +1,8 @@
-"""Which unlabelled scan to outline next: the one on which trained networks disagree most.
+"""Selection of the unlabelled scans to outline next, on which trained networks disagree most.
 
-Query by committee (Seung, Opper and Sompolinsky, COLT 1992), with the committee that semi-supervised training leaves:
-the networks of one run, or the students of several. A scan's disagreement is the mean over segments, and over pairs of
-networks, of 1 - Dice between their masks.
+This is query by committee (Seung, Opper and Sompolinsky, COLT 1992). The committee consists of the networks of one
+semi-supervised run, or of the students of several runs. A scan's disagreement is the mean over segments, and over pairs
+of networks, of 1 - Dice between their masks.
 """
 
 from __future__ import annotations
@@ -36,15 +36,20 @@ from trainer.targets import make_targets
 from trainer.validation import make_segmenter
 
 MIN_DISAGREEMENT = 0.02
-"""Networks whose median disagreement is below this were seen to rank scans hardly better than chance."""
-NOISE_LEVEL = (
-    0.1  # of the input that a network without companions sees the second time, in units of the normalised image
-)
+"""In experiments, networks with a median disagreement below this ranked scans hardly better than chance."""
+NOISE_LEVEL = 0.1
+"""Standard deviation of the noise for the second prediction of a single network, in units of the normalised image."""
 
 
 @dataclass(frozen=True)
 class NetworkCommittee:
-    """Networks that vote on scans, by name, and what kind of committee it is, in words."""
+    """Committee of networks.
+
+    Attributes:
+        members: Segmenters of the networks, by name.
+        description: Description of the committee for the user.
+        manifest: Manifest with the channels and segments of all networks.
+    """
 
     members: Mapping[str, Segmenter]
     description: str
@@ -53,14 +58,14 @@ class NetworkCommittee:
 
 @dataclass(frozen=True, eq=False)
 class ScanDisagreement:
-    """What a committee says of one scan.
+    """Disagreement of a committee on one scan.
 
     Attributes:
-        case_id: the scan.
-        disagreement: 0 when all masks are equal, 1 when no two of them meet.
-        by_segment: the same for each segment; NaN for one that nobody finds.
-        image: the scan's first channel.
-        masks: each voter's answer.
+        case_id: Name of the scan.
+        disagreement: Disagreement between 0, if all masks are equal, and 1, if no two of them overlap.
+        by_segment: Disagreement for each segment; NaN for a segment that no network finds.
+        image: First channel of the scan.
+        masks: Segmentations by the name of the network.
     """
 
     case_id: str
@@ -71,21 +76,23 @@ class ScanDisagreement:
 
 
 def load_committee(runs: Sequence[Path], device: str | None = None) -> NetworkCommittee:
-    """The networks of a finished run that vote, or the students of several runs.
+    """Load the committee of a finished run, or one of the students of several runs.
 
     Raises:
-        RunError: a run has not finished, or two of them segment different things.
+        RunError: A run has not finished, or the runs have different channels or segments or the same name.
     """
     check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if len(runs) > 1:
         opened = {run.name: load_trained_network(run) for run in runs}
         if len(opened) != len(runs):
-            raise RunError("Two of the runs have the same folder name; give each a name of its own.")
+            raise RunError("Two of the runs have the same folder name; give each run a different name.")
         first = next(iter(opened.values()))[0]
         for name, (manifest, _) in opened.items():
             if manifest.segments != first.segments or manifest.channel_names != first.channel_names:
-                raise RunError(f"{name} has other channels or segments than {runs[0].name}; they cannot vote together.")
+                raise RunError(
+                    f"{name} has other channels or segments than {runs[0].name}; they cannot form a committee."
+                )
         voters = {name: make_segmenter(m, TorchEngine(network, device)) for name, (m, network) in opened.items()}
         return NetworkCommittee(voters, f"the students of {len(runs)} runs", first)
     manifest, networks = _voters_of(runs[0])
@@ -95,7 +102,7 @@ def load_committee(runs: Sequence[Path], device: str | None = None) -> NetworkCo
 
 
 def _voters_of(run: Path) -> tuple[Manifest, dict[str, nn.Module]]:
-    """What a finished run's checkpoint holds; a network alone votes a second time on a noisy scan."""
+    """Load the committee in a finished run's checkpoint; a single network also predicts a noisy copy of the scan."""
     manifest, student = load_trained_network(run)
     document = read_training_record(run)
     targets = make_targets(len(manifest.segments), overlapping=are_overlapping(manifest.segments))
@@ -114,10 +121,10 @@ def _voters_of(run: Path) -> tuple[Manifest, dict[str, nn.Module]]:
 
 
 def unlabelled_scans(runs: Sequence[Path], dataset: Dataset, closed: Sequence[str]) -> tuple[str, ...]:
-    """The scans of ``dataset`` that one of the runs learned from without labels and none with; no ``closed`` ones.
+    """Return the scans of ``dataset`` that a run used without labels and no run with labels, without ``closed`` scans.
 
     Raises:
-        InputError: there is none.
+        InputError: There is no such scan.
     """
     pools = [read_training_record(run)["split"] for run in runs]
     labelled = {i for pool in pools for i in (*pool["labelled"], *pool["validation"])}
@@ -125,7 +132,7 @@ def unlabelled_scans(runs: Sequence[Path], dataset: Dataset, closed: Sequence[st
     found = tuple(i for i in ids if i in dataset.cases and i not in closed and i not in labelled)
     if not found:
         raise InputError(
-            f"{runs[0]} was trained without unlabelled scans that {dataset.folder} holds; name them with --scans."
+            f"{runs[0]} was not trained with any unlabelled scan in {dataset.folder}; name scans with --scans."
         )
     return found
 
@@ -136,7 +143,7 @@ def measure_disagreement(
     case_ids: Sequence[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[ScanDisagreement]:
-    """What the committee says of each scan, one after the other."""
+    """Segment each scan with the committee and yield its disagreement."""
     for done, case_id in enumerate(case_ids, start=1):
         channels = read_channels(dataset.case(case_id), committee.manifest.channel_names)
         masks = {name: voter.segment(channels) for name, voter in committee.members.items()}
@@ -154,25 +161,26 @@ def measure_disagreement(
 
 
 def agreement_warning(disagreements: Sequence[float]) -> str:
-    """A sentence for networks that agree too well for their order of scans to say much; "" for others."""
+    """Return a warning if the networks agree too well for a reliable order of the scans, or else an empty string."""
     found = [value for value in disagreements if not math.isnan(value)]
     if not found or (median := statistics.median(found)) >= MIN_DISAGREEMENT:
         return ""
     return (
-        f"These networks agree almost everywhere (median disagreement {median:.4f}), so their order says little. "
-        "Networks that learned apart say more: a run of mn, cps or dual, or several runs with other seeds."
+        f"These networks agree almost everywhere (median disagreement {median:.4f}), so the order of the scans is "
+        "unreliable. Networks that were trained separately are better suited: a run of mn, cps or dual, or several "
+        "runs with different seeds."
     )
 
 
 class NoisyInputNetwork(nn.Module):
-    """A network that sees its windows under Gaussian noise, the same at every call."""
+    """Network that adds Gaussian noise, the same at every call, to its windows."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """Windows (N, C, X, Y, Z) -> logits."""
+        """Compute the logits of windows (N, C, X, Y, Z)."""
         random = torch.Generator().manual_seed(0)
         noise = torch.randn(x.shape[1:], generator=random).to(x.device) * NOISE_LEVEL
         out: Tensor = self.network(x + noise)

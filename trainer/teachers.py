@@ -1,4 +1,4 @@
-"""The 2D networks that teach, from pretrained weights or from scratch, and how much of them is tuned."""
+"""2D teacher networks, pretrained or trained from scratch, and their fine-tuning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.networks.rgb_input import rgb_input_layer
 from trainer.pretrained_weights import LOADING_ERRORS, WeightsSource, one_line_error
 from trainer.recipe import Positive, Section
 
-# What of a SegFormer's configuration decides its modules.
+# Keys of SegFormer's configuration that determine its modules.
 ARCHITECTURE_KEYS = (
     "num_channels",
     "num_encoder_blocks",
@@ -49,9 +49,9 @@ class Lora(Section):
     """Low-rank adaptation (Hu et al. 2022): W + (alpha / rank) B A, with dropout on its input.
 
     Attributes:
-        rank: of B A.
-        alpha: see there.
-        dropout: probability.
+        rank: Rank of B A.
+        alpha: Numerator of the scale alpha / rank.
+        dropout: Probability of dropout.
     """
 
     rank: Positive = 64
@@ -60,30 +60,34 @@ class Lora(Section):
 
 
 class TeacherConfig(Section):
-    """The 2D teacher of a recipe.
+    """Settings of the 2D teacher in a recipe.
 
     Attributes:
         kind: ``segformer``; ``resunet``, a U-Net with a ResNet-50 encoder (M&N's table 4); ``efficientnet``, a U-Net
-            with an EfficientNet-Lite0 encoder, whose ImageNet weights can be had freely; or ``outside``, any 2D
+            with an EfficientNet-Lite0 encoder, whose ImageNet weights are freely available; or ``custom``, any other 2D
             network.
-        function, settings: of ``outside``: ``package.module:function``, which is called as
+        function: Name ``package.module:function`` of the function that builds a custom network. It is called as
             ``function(inputs, outputs, **settings)`` and returns a module from slices (N, inputs, H, W) of any size to
             logits (N, outputs, H, W).
-        weights: pretrained weights, of a ResNet-50 those of its encoder in a folder with ``model.safetensors``, of an
-            EfficientNet in a folder with ``efficientnet-lite0-57934424.pth``; a network from outside is called with
-            ``weights=`` their folder. Without them the network starts from scratch.
-        config: describes a SegFormer from scratch (keys of ``transformers.SegformerConfig``).
-        finetune: ``lora`` adapts the encoder's linear layers and trains biases, layer norms and the new head (of an
-            EfficientNet it adapts the 1x1 convolutions and trains batch norms and the whole decoder);
-            ``decoder`` trains the decode head; ``whole`` trains everything.
-        lora: its rank, alpha and dropout.
-        inputs: how channels become the three that natural images have: ``repeat`` one channel, or learn 1x1 ``conv``.
-        chunk: slices that the SegFormer's encoder holds in memory at once while learning; it computes features again in
-            the backward pass. The result is that of one pass; None needs the most memory and the least time.
-        enlarge: in-plane factor by which slices are enlarged before, and shrunk after, the network.
+        settings: Keyword arguments of ``function``.
+        weights: Pretrained weights; None to train from scratch. For ``resunet``, these are the weights of its encoder
+            in a folder with ``model.safetensors``; for ``efficientnet``, a folder with
+            ``efficientnet-lite0-57934424.pth``. The function of a custom network is called with their folder as
+            ``weights``.
+        config: Configuration of a SegFormer trained from scratch (keys of ``transformers.SegformerConfig``).
+        finetune: ``lora`` adapts the encoder's linear layers and trains biases, layer norms and the new head; in an
+            EfficientNet, it adapts the 1x1 convolutions and trains batch norms and the whole decoder. ``decoder``
+            trains the decode head; ``whole`` trains everything.
+        lora: Rank, alpha and dropout of the low-rank adaptation.
+        inputs: Conversion of the channels to three colour channels: ``repeat`` repeats a single channel, ``conv``
+            learns a 1x1 convolution.
+        chunk: Number of slices per pass of the SegFormer's encoder in training. A smaller number saves memory and takes
+            more time, because features are computed again in the backward pass; the result is the same. None processes
+            all slices in one pass.
+        enlarge: In-plane factor by which slices are enlarged before the network and reduced after it.
     """
 
-    kind: Literal["segformer", "resunet", "efficientnet", "outside"] = "segformer"
+    kind: Literal["segformer", "resunet", "efficientnet", "custom"] = "segformer"
     function: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     weights: WeightsSource | None = None
@@ -97,34 +101,34 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _config_or_weights(self) -> TeacherConfig:
         if self.weights is not None and self.config:
-            raise ValueError("`config` describes a network from scratch; with `weights` it is theirs")
+            raise ValueError("`config` is for a network from scratch and cannot be used with `weights`")
         if self.kind != "segformer":
             if self.config:
-                raise ValueError(f"`config` is SegFormer's; a network of kind `{self.kind}` has none")
+                raise ValueError(f"`config` is for SegFormer; a network of kind `{self.kind}` has none")
             if self.finetune == "lora" and self.kind != "efficientnet":
-                raise ValueError(f"LoRA adapts SegFormer's linear layers; `finetune` a `{self.kind}` otherwise")
+                raise ValueError(f"`finetune: lora` is not possible for a network of kind `{self.kind}`")
             if self.weights is not None and self.weights.folder is None:
-                raise ValueError(f"a `{self.kind}` takes its weights from a `folder`")
-        if (self.kind == "outside") != (self.function is not None):
-            raise ValueError("`function` names the network of kind `outside`, and of that kind alone")
-        if self.kind == "outside" and self.finetune != "whole":
-            raise ValueError("a network from `outside` freezes its own parameters; `finetune` it `whole`")
+                raise ValueError(f"a network of kind `{self.kind}` needs its weights in a `folder`")
+        if (self.kind == "custom") != (self.function is not None):
+            raise ValueError("`function` is required for a network of kind `custom` and not allowed for other kinds")
+        if self.kind == "custom" and self.finetune != "whole":
+            raise ValueError("a network of kind `custom` needs `finetune: whole`; it can freeze parameters itself")
         if self.function is not None:
             import_network_function(self.function)
         return self
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
-        """What the manifest says about the weights.
+        """Return the manifest's entry for the pretrained weights, if there are any.
 
         Raises:
-            RecipeError: their licence is restrictive and not repeated, or their folder is missing.
+            RecipeError: Their licence is restrictive and not repeated, or their folder is missing.
         """
         files = {"resunet": resunet.WEIGHTS, "segformer": "config.json", "efficientnet": efficientnet.WEIGHTS}
         needed = files.get(self.kind)
         return () if self.weights is None else (self.weights.manifest_entry(needed),)
 
     def without_weights(self, network: nn.Module) -> TeacherConfig:
-        """A section that builds the same modules as ``network`` without the weights that it began with."""
+        """Return settings that build the same modules as ``network`` without loading pretrained weights."""
         if self.weights is None:
             return self
         config: dict[str, Any] = {}
@@ -135,10 +139,10 @@ class TeacherConfig(Section):
 
 
 class SegformerTeacher(nn.Module):
-    """SegFormer on slices: its decode head's map and the input, both at 1/4 size, through one transposed convolution.
+    """SegFormer on slices, with a transposed convolution of its decode head's features and the input at 1/4 size.
 
-    M&N as released: the classifier is left out, the map (768 channels at MiT-B2) is joined with the subsampled input,
-    and a 4x4 transposed convolution of stride 4 gives logits at full size.
+    As in M&N's released code, the classifier is left out, the features of the decode head (768 channels for MiT-B2) are
+    concatenated with the subsampled input, and a 4x4 transposed convolution of stride 4 gives logits at full size.
     """
 
     def __init__(
@@ -155,7 +159,7 @@ class SegformerTeacher(nn.Module):
         self.head = nn.ConvTranspose2d(width, outputs, kernel_size=self.stride, stride=self.stride)
 
     def min_slice_size(self) -> int:
-        """The smallest side of a slice that the encoder's stages do not shrink below what their attention pools."""
+        """Return the smallest side of a slice for which each stage has enough features for its attention's pooling."""
         config = self.network.config
         stages = list(zip(config.patch_sizes, config.strides, config.sr_ratios, strict=True))
 
@@ -169,7 +173,7 @@ class SegformerTeacher(nn.Module):
         return next(side for side in itertools.count(1) if fits(side * self.enlarge))
 
     def forward(self, slices: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> logits (N, outputs, H, W)."""
+        """Compute logits (N, outputs, H, W) of slices (N, inputs, H, W)."""
         size = slices.shape[-2:]
         x = self.adapt(slices)
         if self.enlarge > 1:
@@ -182,8 +186,11 @@ class SegformerTeacher(nn.Module):
         return logits
 
     def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of four sizes. The encoder looks at each slice by itself (its norms are layer norms), so chunks of
-        slices give what all of them would; the decode head, which has a batch norm, sees all slices."""
+        """Compute features of four sizes.
+
+        The encoder processes each slice independently (its norms are layer norms), so that chunks do not change the
+        result. The decode head, which has a batch norm, needs all slices at once.
+        """
         if self.chunk is None or len(x) <= self.chunk or not torch.is_grad_enabled():
             return self._features(x)
         parts = [checkpoint(self._features, chunk, use_reentrant=False) for chunk in x.split(self.chunk)]
@@ -194,7 +201,7 @@ class SegformerTeacher(nn.Module):
 
 
 class SliceTeacher(nn.Module):
-    """Another 2D network on slices that are enlarged before and shrunk after it."""
+    """Another 2D network on slices, with enlargement of its input and reduction of its output."""
 
     def __init__(self, network: nn.Module, adapt: nn.Module, enlarge: int) -> None:
         super().__init__()
@@ -203,11 +210,11 @@ class SliceTeacher(nn.Module):
         self.network = network
 
     def min_slice_size(self) -> int:
-        """Such networks take slices of any size."""
+        """Return 1, since these networks take slices of any size."""
         return 1
 
     def forward(self, slices: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> logits (N, outputs, H, W)."""
+        """Compute logits (N, outputs, H, W) of slices (N, inputs, H, W)."""
         x = self.adapt(slices)
         if self.enlarge == 1:
             logits: Tensor = self.network(x)
@@ -220,17 +227,17 @@ Network2D = SegformerTeacher | SliceTeacher
 
 
 def build_teacher(section: TeacherConfig, inputs: int, outputs: int) -> Network2D:
-    """The 2D teacher of a recipe, with the parts frozen that its ``finetune`` leaves alone.
+    """Build the 2D teacher of a recipe, with the parameters frozen that ``finetune`` does not train.
 
     Raises:
-        RecipeError: the weights are not there, are another network's, or may not be used.
+        RecipeError: The weights are missing, belong to another network, or may not be used.
     """
     if section.kind == "resunet":
         return _resunet(section, inputs, outputs)
     if section.kind == "efficientnet":
         return _efficientnet(section, inputs, outputs)
     if section.function is not None:
-        return _outside(section, section.function, inputs, outputs)
+        return _custom(section, section.function, inputs, outputs)
     teacher = SegformerTeacher(_segformer(section), inputs, outputs, section)
     if section.finetune == "lora":
         _adapt_low_rank(teacher, section.lora)
@@ -239,7 +246,7 @@ def build_teacher(section: TeacherConfig, inputs: int, outputs: int) -> Network2
     return teacher
 
 
-def _outside(section: TeacherConfig, function: str, inputs: int, outputs: int) -> SliceTeacher:
+def _custom(section: TeacherConfig, function: str, inputs: int, outputs: int) -> SliceTeacher:
     settings = dict(section.settings)
     if section.weights is not None:
         section.pretrained()  # refuses a licence that is not repeated, before anything is read
@@ -249,7 +256,7 @@ def _outside(section: TeacherConfig, function: str, inputs: int, outputs: int) -
 
 
 def _load(section: TeacherConfig, load: Callable[[Path], None]) -> None:
-    """Load pretrained weights from their folder, where the recipe names one."""
+    """Load pretrained weights from their folder, if the recipe names one."""
     if section.weights is not None and section.weights.folder is not None:
         section.pretrained()  # refuses a licence that is not repeated, before anything is read
         load(section.weights.folder)
@@ -280,11 +287,11 @@ def _segformer(section: TeacherConfig) -> SegformerForSemanticSegmentation:
     if section.weights is None:
         unknown = sorted(set(section.config) - set(SegformerConfig().to_dict()))
         if unknown:
-            raise RecipeError(f"The teacher's `config` has {unknown[0]!r}, which SegFormer does not know.")
+            raise RecipeError(f"The teacher's `config` has {unknown[0]!r}, which is not a key of SegFormer.")
         try:
             return SegformerForSemanticSegmentation(SegformerConfig(**section.config))
         except LOADING_ERRORS as error:
-            raise RecipeError(f"The teacher's `config` does not make a SegFormer: {one_line_error(error)}") from None
+            raise RecipeError(f"The teacher's `config` is not valid for SegFormer: {one_line_error(error)}") from None
     section.pretrained()  # refuses a licence that is not repeated, before anything is read
     source = section.weights.source
     try:
@@ -297,27 +304,27 @@ def _segformer(section: TeacherConfig) -> SegformerForSemanticSegmentation:
     except (OSError, SafetensorError, *LOADING_ERRORS) as error:
         raise RecipeError(f"The teacher's weights {source} cannot be loaded: {one_line_error(error)}") from None
     missing = [key for key in loaded["missing_keys"] if not key.startswith("decode_head.classifier.")]
-    # What is missing was made at random. A decode head may be trained from there; LoRA would leave it frozen so.
+    # Missing tensors are initialised at random. A decode head can be trained from this, but LoRA would freeze it.
     if any(key.startswith("segformer.") for key in missing) or (missing and section.finetune == "lora"):
         raise RecipeError(
             f"The teacher's weights {source} lack {len(missing)} of the tensors that a SegFormer for segmentation has, "
-            f"such as {sorted(missing)[0]}; take other weights, or `finetune: whole` if it is only the decode head."
+            f"such as {sorted(missing)[0]}; use other weights, or `finetune: whole` if only the decode head is missing."
         )
     return network
 
 
 def lora_targets(network: SegformerForSemanticSegmentation) -> list[str]:
-    """The linear layers of the encoder's attention and feed-forward blocks, by type and place.
+    """Return the names of the linear layers in the encoder's attention and feed-forward blocks.
 
-    Their names differ between versions of transformers (query, q_proj, dense1, fc1, ...); that they are ``nn.Linear``
-    inside the encoder does not. The decode head's own projections stay frozen, as in the released code.
+    They are found by their type and position, because their names differ between versions of transformers (query,
+    q_proj, dense1, fc1, ...). The decode head's projections stay frozen, as in the released code.
     """
     encoder = {id(m) for m in network.segformer.modules()}
     return [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and id(m) in encoder]
 
 
 def _adapt_low_rank(teacher: SegformerTeacher, lora: Lora) -> None:
-    """LoRA on :func:`lora_targets`; all biases, the layer norms and the new parts train, the rest is frozen."""
+    """Apply LoRA to :func:`lora_targets`; all biases, the layer norms and the new parts are trained, others frozen."""
     _inject(teacher.network, lora, lora_targets(teacher.network))
     for module in teacher.network.modules():
         if isinstance(module, nn.LayerNorm):
@@ -325,8 +332,8 @@ def _adapt_low_rank(teacher: SegformerTeacher, lora: Lora) -> None:
 
 
 def _inject(network: nn.Module, lora: Lora, targets: list[str]) -> None:
-    """Adapt the modules ``targets`` of a network; its biases and the adapters train, the rest is frozen."""
-    from peft import LoraConfig, inject_adapter_in_model  # half a second that only LoRA needs to wait for
+    """Adapt the modules ``targets`` of a network; its biases and the adapters are trained, other parameters frozen."""
+    from peft import LoraConfig, inject_adapter_in_model  # importing peft takes half a second
 
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias="all", target_modules=targets

@@ -1,7 +1,7 @@
-"""How long a run would take on this machine, told before it begins: a few steps of each stage are timed.
+"""Estimate of the time of a run on this machine, from timing a few steps of each stage.
 
-What the steps of a stage cost does not depend on their number, so the same timings tell how many updates fit into a
-budget of time.
+The time of a step does not depend on the number of steps, so the same timings give the number of updates that fit into
+a time budget.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from trainer.plan import ProgressCallback, TrainingPlan, make_manifest, make_pla
 from trainer.scan_facts import ScanFacts
 from trainer.validation import make_segmenter
 
-TIMED_PLACES = 3  # places in a stage at which steps are timed
-TIMED_STEPS = 2  # steps timed at each, after one that is not
-UPDATES_MULTIPLE = 8  # updates are a multiple of this: some methods count in epochs of eight
-MIN_UPDATES = 64  # updates that a budget has to allow
+TIMED_PLACES = 3  # positions in a stage at which steps are timed
+TIMED_STEPS = 2  # steps timed at each position, after one that is not timed
+UPDATES_MULTIPLE = 8  # updates are a multiple of this, since some methods count in epochs of eight updates
+MIN_UPDATES = 64  # smallest number of updates that a budget has to allow
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """What a part of a run takes.
+    """Estimated time of a part of a run.
 
     Attributes:
-        name: The part, for the person who waits.
-        steps: Number of its steps; 0 for what is done once.
-        seconds: Of all of it.
+        name: Name of the part, for the user.
+        steps: Number of steps; 0 for a part without steps.
+        seconds: Time of the whole part in seconds.
     """
 
     name: str
@@ -49,37 +49,37 @@ class TimeEstimate:
 
 
 class TimeEstimator:
-    """Times what a run consists of, each part once."""
+    """Estimator of the time of runs, which times each part once."""
 
     def __init__(
         self, cache: Path, device: str | None, scans: ScanFacts, watch: ProgressCallback | None = None
     ) -> None:
-        """Prepare to time.
+        """Configure the estimator; nothing is timed yet.
 
         Args:
-            cache: Folder of the preprocessed scans, which timing fills.
-            device: ``cpu`` or ``cuda``; None for a GPU where there is one.
-            scans: What is known of the training scans.
-            watch: Called with (what is done, number done, total).
+            cache: Folder of the preprocessed scans, to which missing scans are added.
+            device: ``cpu`` or ``cuda``; None for a GPU if there is one.
+            scans: Sizes and values of the training scans.
+            watch: Called with (activity, done, total).
         """
         self._cache, self._device, self._scans, self._watch = cache, device, scans, watch
         self._known: dict[tuple[str, ...], float] = {}
         self._counted: set[str] = set()
 
     def estimate(self, plan: TrainingPlan) -> list[TimeEstimate]:
-        """The parts of a run, in their order; what several members share is counted once."""
+        """Return the times of the parts of a run, in their order; a part that several members share counts once."""
         self._counted = set()
         return list(self._parts(plan, ()))
 
     def updates_within(self, seconds: float, plan_of: Callable[[int], TrainingPlan]) -> int:
-        """The most updates of the student with which a run ends within a time.
+        """Return the largest number of updates of the student with which a run ends within a time.
 
         Args:
-            seconds: The time.
-            plan_of: The plan for a number of updates.
+            seconds: The time in seconds.
+            plan_of: Function that returns the plan for a number of updates.
 
         Raises:
-            RecipeError: The time does not suffice for :data:`MIN_UPDATES` updates.
+            RecipeError: The time is too short for :data:`MIN_UPDATES` updates.
         """
         low, high = 10 * UPDATES_MULTIPLE, 20 * UPDATES_MULTIPLE
         first, second = (sum(cost.seconds for cost in self.estimate(plan_of(n))) for n in (low, high))
@@ -90,7 +90,8 @@ class TimeEstimator:
             raise RecipeError(
                 f"A budget of {format_duration(seconds)} allows {max(updates, 0)} updates on this machine, "
                 "which is too few; "
-                f"{MIN_UPDATES} take {format_duration(needed)}. Allow more, or take a smaller patch, batch or student."
+                f"{MIN_UPDATES} take {format_duration(needed)}. Allow more time, or use a smaller patch, batch or "
+                "student."
             )
         return updates
 
@@ -133,7 +134,7 @@ class TimeEstimator:
             yield TimeEstimate(f"{name}: registration", 0, own.registrations * each / labelling_processes(plan.recipe))
 
     def _first(self, part: str) -> bool:
-        """Whether a part that is kept for others is met for the first time."""
+        """Return True if a part that several members share has not been counted yet."""
         met = part in self._counted
         self._counted.add(part)
         return not met
@@ -147,7 +148,7 @@ class TimeEstimator:
         return prepare_training_cases(plan, self._cache, self._watch)
 
     def _step(self, plan: TrainingPlan, number: int, cases: dict[str, PreparedCase]) -> float:
-        """Seconds of a step of a stage, patches included: the mean over places in the stage."""
+        """Return the mean time of a step of a stage in seconds, including its patches."""
         if plan.recipe.threads is not None:
             torch.set_num_threads(plan.recipe.threads)
         accelerator = make_accelerator(plan.recipe, self._device)
@@ -167,7 +168,7 @@ class TimeEstimator:
         return float(np.mean(found))
 
     def _batch(self, plan: TrainingPlan, step: int, cases: dict[str, PreparedCase]) -> Batch:
-        """Patches of a step, with empty labels by the stages that guide."""
+        """Make the batch of a step, with empty pseudo-labels of the stages that guide it."""
         stage, _ = plan.stages.stage_at(step)
         draws = PatchSampler(plan.recipe, cases, plan.split.labelled, plan.unlabelled)
         source = PatchSource(
@@ -179,7 +180,7 @@ class TimeEstimator:
         return replace(made, guides=dict.fromkeys(guides, torch.zeros_like(made.labels)))
 
     def _prediction(self, plan: TrainingPlan, cases: dict[str, PreparedCase]) -> float:
-        """Seconds in which the student labels a scan of median size."""
+        """Return the time in seconds in which the student labels a scan of median size."""
         accelerator = make_accelerator(plan.recipe, self._device)
         manifest = make_manifest(plan)
         network = ModelSet(plan, manifest, accelerator).exported()
@@ -191,10 +192,10 @@ class TimeEstimator:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a time such as ``30m``, ``1.5h`` or ``90s``.
+    """Convert a time such as ``30m``, ``1.5h`` or ``90s`` to seconds.
 
     Raises:
-        RecipeError: It is none.
+        RecipeError: The text is not a positive time in this form.
     """
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     try:
@@ -207,7 +208,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """A time for a person: ``40 s``, ``12 min``, ``3.5 h``."""
+    """Format a time as ``40 s``, ``12 min`` or ``3.5 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
@@ -219,7 +220,7 @@ def _median_case(cases: dict[str, PreparedCase]) -> PreparedCase:
 
 
 def _registration(plan: TrainingPlan, cases: dict[str, PreparedCase]) -> float:
-    """Seconds in which one labelled scan is registered onto a scan of median size."""
+    """Return the time in seconds of registering one labelled scan onto a scan of median size."""
     from trainer.registration import prepare_scan, register, working_spacing
 
     moving, fixed = cases[plan.split.labelled[0]], _median_case(cases)

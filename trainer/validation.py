@@ -1,4 +1,4 @@
-"""Dice on the validation scans, and what masks look like, by the same segmenter that the hospital runs."""
+"""Dice on the validation scans, and statistics of masks, computed with the segmenter of exported models."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
 from semiseg.volumes.segmentation import segmentation_from_labels
 from trainer.plan import TrainingPlan
 
-BATCH = 4  # windows per call of the network while training
-MAX_STATISTICS_SCANS = 30  # scans whose masks say what a mask is like
+BATCH = 4  # windows per call of the network on a GPU
+MAX_STATISTICS_SCANS = 30  # largest number of scans for the statistics of masks
 
 
 def make_segmenter(manifest: Manifest, engine: Engine) -> Segmenter:
-    """The segmenter of a run in progress."""
+    """Create the segmenter of a run."""
     return Segmenter(manifest, engine, SlidingWindowOptions(batch=1 if engine.device == "cpu" else BATCH))
 
 
 def validate(segmenter: Segmenter, plan: TrainingPlan) -> ValidationMetrics:
-    """Mean Dice per segment over the split's validation scans; a scan without the segment does not count."""
+    """Compute the mean Dice of each segment over the validation scans, without scans in which it is undefined."""
     rows: dict[str, list[float]] = {s.name: [] for s in plan.segments}
     for case_id in plan.split.validation:
         case = plan.dataset.case(case_id)
@@ -44,7 +44,7 @@ def validate(segmenter: Segmenter, plan: TrainingPlan) -> ValidationMetrics:
 
 
 def mask_statistics(segmenter: Segmenter, plan: TrainingPlan) -> MaskFingerprint:
-    """What the model's masks of its training scans are like: the labelled ones, then as many others as it takes."""
+    """Measure the model's masks of the labelled scans and, up to :data:`MAX_STATISTICS_SCANS`, of unlabelled scans."""
     others = plan.unlabelled[:: max(1, len(plan.unlabelled) // MAX_STATISTICS_SCANS)]
     masks = []
     for case_id in (*plan.split.labelled, *others)[:MAX_STATISTICS_SCANS]:
@@ -55,5 +55,5 @@ def mask_statistics(segmenter: Segmenter, plan: TrainingPlan) -> MaskFingerprint
 
 
 def mean_dice(figures: ValidationMetrics) -> float:
-    """Mean over the segments."""
+    """Return the mean over the segments."""
     return sum(figures.dice.values()) / len(figures.dice)

@@ -1,1 +1,1 @@
-"""How fast and how lean inference is on this machine, beside other sliding windows around the same network."""
+"""Benchmark of inference time and memory on this machine, against other sliding windows with the same network."""

@@ -1,6 +1,6 @@
-"""Who is timed: a volume (1, X, Y, Z) in memory to its mask (X, Y, Z) in memory, by ourselves and by others.
+"""The backends that are timed, each from a volume (1, X, Y, Z) in memory to its mask (X, Y, Z) in memory.
 
-All with the same network, window, overlap and Gaussian blending, on the same threads.
+All have the same network, window, overlap, Gaussian blending and number of threads.
 """
 
 from __future__ import annotations
@@ -38,22 +38,26 @@ BATCHES = (1, 4)
 COMPILED = (False, True)
 TRIES = 2
 SEVERAL = 6
-TRIAL = (1, 1, 1)  # steps of half a window: 8 windows choose MONAI's setting
-SLOW = 10.0  # seconds after which one timed pass has to do
+TRIAL = (1, 1, 1)  # steps of half a window per axis: MONAI's setting is chosen on 8 windows
+SLOW = 10.0  # duration of a pass, in seconds, above which a single pass is timed
 
 
 class Backend(Protocol):
-    """Draws masks."""
+    """A program that segments a volume.
+
+    Attributes:
+        name: Name in the table.
+    """
 
     name: str
 
     def mask(self, volume: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """The largest class of each voxel."""
+        """Return the class with the largest logit of each voxel."""
 
 
 @dataclass
 class SemisegBackend:
-    """The sliding window of this package over one of its engines."""
+    """The sliding window of this package with one of its engines."""
 
     name: str
     engine: Engine
@@ -68,7 +72,7 @@ class SemisegBackend:
         return out
 
     def window_seconds(self) -> float:
-        """The network alone, per window, with as many in flight as the engine wants."""
+        """Return the time of the network alone per window, with as many windows pending as the engine allows."""
         x, y, z = self.case.window
         window = self.case.volume()[None, :, :x, :y, :z]
 
@@ -86,7 +90,7 @@ class SemisegBackend:
 
 @dataclass
 class MonaiBackend:
-    """``monai.inferers.sliding_window_inference`` over the torch network."""
+    """``monai.inferers.sliding_window_inference`` with the torch network."""
 
     name: str
     network: nn.Module
@@ -99,8 +103,8 @@ class MonaiBackend:
         """See :class:`Backend`."""
         from monai.inferers.utils import sliding_window_inference
 
-        # Left to itself MONAI gives every voxel of a window a thousandth at least, which near the border of a volume,
-        # where windows show only their corners, is another blending than the product of three Gaussians.
+        # By default MONAI gives every voxel of a window a weight of at least 1/1000. Near the border of a volume, where
+        # only corners of windows contribute, this blending differs from that by a product of three Gaussians.
         weights = torch.from_numpy(window_weights(self.window, "gaussian").copy())
         logits = sliding_window_inference(
             torch.from_numpy(volume[None]),
@@ -122,7 +126,7 @@ class MonaiBackend:
 
 
 class NnUnetBackend:
-    """The loop of nnU-Net v2's predictor over the torch network, without mirroring."""
+    """The loop of nnU-Net v2's predictor with the torch network, without mirroring."""
 
     def __init__(self, network: nn.Module, classes: int, window: Triple) -> None:
         """Give the predictor a network that it has not trained."""
@@ -150,12 +154,12 @@ class NnUnetBackend:
 
 
 def is_nnunet_installed() -> bool:
-    """Whether nnU-Net v2 is installed; it is not among our dependencies."""
+    """Return True if nnU-Net v2, which is not a dependency of semiseg, is installed."""
     return importlib.util.find_spec("nnunetv2") is not None
 
 
 def semiseg_backends(case: BenchmarkCase, folder: Path, threads: int) -> Iterator[SemisegBackend]:
-    """Every engine of a processor, with the precisions that it has instructions for."""
+    """Yield every CPU engine, with the precisions for which this CPU has instructions."""
     fp32 = write_graph(case, folder, "fp32")
     yield SemisegBackend("OpenVINO fp32", OpenVinoEngine(fp32, threads=threads), case)
     yield SemisegBackend("ONNX Runtime fp32", OnnxEngine(fp32, threads=threads, device="cpu"), case)
@@ -168,14 +172,17 @@ def semiseg_backends(case: BenchmarkCase, folder: Path, threads: int) -> Iterato
 
 
 def eager_monai(case: BenchmarkCase) -> MonaiBackend:
-    """MONAI as its tutorials run it."""
+    """Return MONAI with the settings of its tutorials."""
     return MonaiBackend("MONAI", case.network(), case.window, 1, channels_last=False)
 
 
 def fastest_monai(case: BenchmarkCase) -> tuple[MonaiBackend, dict[str, float]]:
-    """The fastest of MONAI's settings for this case, and the milliseconds per window of each, from array to mask."""
+    """Return MONAI with its fastest settings for this case, and each setting's milliseconds per window.
+
+    The times are from array to mask.
+    """
     tried: dict[str, MonaiBackend] = {}
-    torch.compiler.reset()  # what was compiled for another window would be compiled for any size now, and is slower
+    torch.compiler.reset()  # after another window size, torch would compile for any size, which is slower
     for channels_last, compiled, batch in itertools.product((False, True), COMPILED, BATCHES):
         network = case.network()
         if channels_last:
@@ -186,14 +193,14 @@ def fastest_monai(case: BenchmarkCase) -> tuple[MonaiBackend, dict[str, float]]:
         name = f"MONAI ({', '.join(words)})"
         tried[name] = MonaiBackend(name, network, case.window, batch, channels_last)
     seconds = {}
-    # From array to mask, as it will be timed: the fastest network is not always in the fastest pass.
+    # Times are from array to mask, as in the benchmark: the fastest network does not always give the fastest pass.
     x, y, z = (side + k * side // 2 for side, k in zip(case.window, TRIAL, strict=True))
     part = np.resize(case.volume(), (1, x, y, z))
     windows = prod(k + 1 for k in TRIAL)
     for name, backend in tried.items():
         try:
             seconds[name] = _median_seconds(lambda one=backend: one.mask(part), TRIES) / windows
-        except Exception as error:  # torch.compile needs a C++ compiler, and fails in many ways without
+        except Exception as error:  # without a C++ compiler torch.compile fails in many ways
             if "compiled" not in name:
                 raise
             sys.stderr.write(f"{name} does not run here: {str(error).strip().splitlines()[0]}\n")

@@ -1,4 +1,4 @@
-"""What is timed: a student, a number of classes, a volume and a window; and the student's graphs."""
+"""A case of the benchmark: a student, a number of classes, a volume and a window; and the student's graphs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        student: a key of ``STUDENTS``.
-        classes: with the background.
-        shape, window: voxels.
-        rounds: how often each backend runs, in turn.
+        student: A key of ``STUDENTS``.
+        classes: Number of classes, including the background.
+        shape, window: Sizes of the volume and of a window in voxels.
+        rounds: Number of runs of each backend; the backends run in turn.
     """
 
     student: str
@@ -47,23 +47,23 @@ class BenchmarkCase:
     rounds: int = 3
 
     def __str__(self) -> str:
-        """Such as ``unet, 3 classes, 256x256x128, window 96x96x96``."""
+        """A title such as ``unet, 3 classes, 256x256x128, window 96x96x96``."""
         shape, window = (format_shape(sides) for sides in (self.shape, self.window))
         return f"{self.student}, {self.classes} classes, {shape}, window {window}"
 
     @property
     def recipe(self) -> AnyNetworkConfig:
-        """The student's section of a recipe."""
+        """The student's configuration."""
         return parse_network_config(STUDENTS[self.student])
 
     def network(self) -> nn.Module:
-        """The student with random weights, always the same."""
+        """Build the student with random weights, which are always the same."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return self.recipe.build(1, self.classes, self.window).eval()
 
     def volume(self) -> NDArray[np.float32]:
-        """Smooth random content (1, X, Y, Z) with mean 0 and standard deviation 1."""
+        """Return smooth random intensities (1, X, Y, Z) with mean 0 and standard deviation 1."""
         rng = np.random.default_rng(0)
         coarse = torch.from_numpy(rng.standard_normal((1, 1, *(max(2, n // 16) for n in self.shape)), np.float32))
         smooth = nn.functional.interpolate(coarse, size=self.shape, mode="trilinear")[0].numpy()
@@ -72,7 +72,7 @@ class BenchmarkCase:
 
 
 def write_graph(case: BenchmarkCase, folder: Path, precision: Precision) -> Path:
-    """The student's graph in a precision, written as :mod:`exporter.export` writes it."""
+    """Write the student's graph in a precision, as :mod:`exporter.export` writes it."""
     network, target, source = case.network(), folder / f"{precision}.onnx", folder / "source.onnx"
     divisor = case.recipe.divisor() if case.recipe.takes_any_size else None
 
@@ -94,13 +94,13 @@ def write_graph(case: BenchmarkCase, folder: Path, precision: Precision) -> Path
 
 
 def convolution_flops(case: BenchmarkCase) -> int:
-    """Operations of the convolutions for one window: a multiplication and an addition count as two."""
+    """Return the number of operations of the convolutions per window; a multiplication and an addition are two."""
     total = 0
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal total
         assert isinstance(module, nn.Conv3d | nn.ConvTranspose3d)
-        per_voxel = 2 * module.weight[0].numel()  # each input voxel of a transposed one, each output voxel else
+        per_voxel = 2 * module.weight[0].numel()  # per input voxel if transposed, else per output voxel
         voxels = inputs[0] if isinstance(module, nn.ConvTranspose3d) else output
         total += per_voxel * voxels[0].numel()
 

@@ -1,4 +1,4 @@
-"""Time, memory and distance to the machine's limit, always as ratios within one run."""
+"""Measurement of time, memory and the share of the machine's peak performance, as ratios within one run."""
 
 from __future__ import annotations
 
@@ -39,14 +39,18 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BackendTiming:
-    """A backend in one case.
+    """Results of a backend in one case.
 
     Attributes:
-        seconds: of each round.
-        ratio: the median over the rounds of the peer's seconds over ours: how many times faster than MONAI at its best.
-        equal: share of voxels with MONAI's class.
-        outside: share of its time that is not the network's, by a network alone beside it; None for others.
-        of_matmul: its convolutions' FLOP/s over those of a matrix product on the same threads; None for others.
+        name: Name of the backend.
+        seconds: Seconds of each round.
+        ratio: Median over the rounds of the seconds of MONAI at its fastest over those of the backend, which is the
+            speed-up against MONAI.
+        equal: Share of voxels with the same class as MONAI's.
+        outside: Share of the time spent outside the network, whose own time is measured in the same round; None for
+            backends of others.
+        of_matmul: FLOP/s of the convolutions over those of a matrix product on the same threads; None for backends of
+            others.
     """
 
     name: str
@@ -59,7 +63,15 @@ class BackendTiming:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """A case, its windows, the GFLOP of one, MONAI's milliseconds per window by setting, and the backends."""
+    """Results of one case.
+
+    Attributes:
+        case: The case.
+        windows: Number of windows of the volume.
+        gflop: Operations of the convolutions per window, in GFLOP.
+        monai_ms: Milliseconds per window of MONAI, by setting.
+        timed: Results of the backends.
+    """
 
     case: BenchmarkCase
     windows: int
@@ -69,7 +81,7 @@ class BenchmarkResult:
 
 
 def run_benchmark(case: BenchmarkCase, threads: int, say: Say) -> BenchmarkResult:
-    """Time every backend in turn, ``case.rounds`` times."""
+    """Time all backends in turn, ``case.rounds`` times."""
     torch.set_num_threads(threads)
     volume = case.volume()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +95,7 @@ def run_benchmark(case: BenchmarkCase, threads: int, say: Say) -> BenchmarkResul
         alone: dict[str, list[float]] = {one.name: [] for one in mine}
         equal: dict[str, float] = {}
         product: list[float] = []
-        for one in everyone:  # a pass that does not count: MONAI compiles for its last, smaller batch once more
+        for one in everyone:  # a warm-up pass, in which MONAI also compiles for its last, smaller batch
             one.mask(volume)
         for _ in range(case.rounds):
             reference = None
@@ -111,12 +123,12 @@ def run_benchmark(case: BenchmarkCase, threads: int, say: Say) -> BenchmarkResul
 
 
 def window_count(case: BenchmarkCase) -> int:
-    """Windows that the volume takes."""
+    """Return the number of windows of the volume."""
     return prod(len(starts_along(n, w, OVERLAP)) for n, w in zip(case.shape, case.window, strict=True))
 
 
 def matmul_flops() -> float:
-    """FLOP/s of a float32 product of two 4096-cube matrices on torch's threads; the better of three."""
+    """Return the FLOP/s of a float32 product of two 4096 x 4096 matrices on torch's threads, the best of three."""
     a, b = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
     found = []
     for _ in range(3):
@@ -127,18 +139,21 @@ def matmul_flops() -> float:
 
 
 def measure_memory(case: BenchmarkCase, who: str, threads: int) -> tuple[int, float]:
-    """Peak resident bytes above those before the volume's pass, and its seconds, in a process of its own.
+    """Measure the memory and time of one pass over the volume, in a process of its own.
 
     Args:
-        case: what is segmented.
-        who: ``ours`` (OpenVINO fp32) or ``monai`` (eager, batch 1).
-        threads: of the processor.
+        case: The case.
+        who: Backend: ``ours`` (OpenVINO fp32) or ``monai`` (eager, batch 1).
+        threads: Number of CPU threads.
+
+    Returns:
+        The peak of the resident bytes above those before the pass, and the seconds of the pass.
 
     Raises:
-        InputError: the system does not tell a process's peak.
+        InputError: The system does not report a process's peak memory.
     """
     if peak_memory() is None:
-        raise InputError("The memory of a pass is measured on Linux only: other systems do not tell a process's peak.")
+        raise InputError("The memory of a pass is measured on Linux only: other systems do not report the peak.")
     asked = json.dumps({"case": asdict(case), "who": who, "threads": threads})
     code = "import sys; from exporter.bench.measure import measure_memory_here; measure_memory_here(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", code, asked], stdout=subprocess.PIPE, text=True, check=True)
@@ -147,7 +162,7 @@ def measure_memory(case: BenchmarkCase, who: str, threads: int) -> tuple[int, fl
 
 
 def measure_memory_here(asked: str) -> None:
-    """The child of :func:`measure_memory`: one warm window, then the volume; prints what it took."""
+    """Run a warm-up window, then the volume, in the child of :func:`measure_memory`; print the result as JSON."""
     wanted = json.loads(asked)
     shape, window = (tuple(wanted["case"].pop(key)) for key in ("shape", "window"))
     case = BenchmarkCase(shape=shape, window=window, **wanted["case"])
@@ -169,7 +184,7 @@ def measure_memory_here(asked: str) -> None:
 
 
 def machine_info(threads: int) -> dict[str, object]:
-    """What the figures hold for."""
+    """Return the processor, threads, load and package versions of the measurement."""
     packages = ("torch", "monai", "onnxruntime", "openvino", "numpy", *(["nnunetv2"] if is_nnunet_installed() else []))
     flags, load = processor_flags(), load_average()
     return {

@@ -1,1 +1,1 @@
-"""What training promised, and what inference therefore does: the only thing that crosses between the two."""
+"""Model bundles: the contract between training and inference, and the only data that the two share."""

@@ -1,4 +1,4 @@
-"""A bundle on disk: ``manifest.json``, ``model.onnx`` and nothing that could run code. It loads whole or not at all."""
+"""A bundle on disk: ``manifest.json``, ``model.onnx`` and no executable code. Only a complete bundle is loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AGAIN = "Export the run again (`semiseg export RUN --out FOLDER`), or install t
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle folder."""
+    """A verified bundle folder and its manifest."""
 
     folder: Path
     manifest: Manifest
@@ -45,7 +45,7 @@ def open_bundle(folder: str | Path) -> Bundle:
     """Read and verify a bundle.
 
     Raises:
-        BundleError: the folder, the manifest or a file is missing, of another version, altered, or contradictory.
+        BundleError: The folder, the manifest or a file is missing, of another version, altered, or contradictory.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -71,7 +71,7 @@ def read_manifest(path: Path) -> Manifest:
     """Read a ``manifest.json`` or ``run.json``.
 
     Raises:
-        BundleError: missing, not JSON, another format version, or a value that contradicts the schema.
+        BundleError: The file is missing, is not JSON, has another format version, or does not match the schema.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -93,16 +93,15 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write the document so that a reader sees the old one or the new one, never half of it."""
+    """Write the manifest atomically: a reader sees the old or the new document."""
     replace_file(path, manifest.model_dump_json(indent=2).encode())
 
 
 def write_bundle(folder: Path, fill: Callable[[Path], Manifest]) -> Bundle:
-    """Make a bundle: ``fill`` writes the model files into a temporary folder and returns what is true of them.
+    """Make a bundle: ``fill`` writes the model files into a temporary folder and returns their manifest.
 
-    The sums are added, the manifest is written, and the folder is renamed when it is complete.
-
-    An existing bundle at ``folder`` is replaced; if anything fails it stays as it was.
+    The SHA-256 sums are added to the manifest, the manifest is written, and the folder is renamed when it is complete.
+    An existing bundle at ``folder`` is replaced; if anything fails, it remains unchanged.
 
     Raises:
         BundleError: ``folder`` exists and is not a bundle.
@@ -118,27 +117,27 @@ def write_bundle(folder: Path, fill: Callable[[Path], Manifest]) -> Bundle:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None], what: str, replaceable: Callable[[Path], bool]) -> Path:
-    """Make a folder under a temporary name beside it and rename it when it is complete, or leave all as it was.
+    """Fill a temporary folder beside the target and rename it when it is complete; change nothing if that fails.
 
     Args:
-        folder: the folder; one that exists is replaced ...
-        fill: writes its files.
-        what: for the sentence, such as "a bundle".
-        replaceable: ... if this says so of it.
+        folder: The target folder; an existing one is replaced if ``replaceable`` returns True.
+        fill: Function that writes the files into the folder that it is given.
+        what: Kind of folder for the error message, such as "a bundle".
+        replaceable: Function that returns True if an existing folder may be replaced.
 
     Returns:
         The folder, with links resolved.
 
     Raises:
-        BundleError: it exists and is something else.
+        BundleError: The folder exists and may not be replaced.
     """
     if folder.exists() and not replaceable(folder):
         raise BundleError(f"{folder} exists and is not {what}; name another folder for the result.")
-    target = folder.resolve()  # a link stays a link, and "." has a name
+    target = folder.resolve()  # so that a link remains a link, and "." gets a name
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        scratch = beside / target.name  # an ordinary new folder, as the umask has it; the one around it is mode 700
+        scratch = beside / target.name  # has the permissions of the umask; the folder around it has mode 700
         scratch.mkdir()
         fill(scratch)
         _swap(scratch, target)
@@ -148,7 +147,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], what: str, replacea
 
 
 def _replaceable(folder: Path) -> bool:
-    """Whether nothing is lost when a bundle takes this place: an empty folder, or a bundle, even a damaged one."""
+    """Return True if a bundle may replace this folder: it is empty, or a bundle, even a damaged one."""
     if not folder.is_dir():
         return False
     if not any(folder.iterdir()):
@@ -156,12 +155,12 @@ def _replaceable(folder: Path) -> bool:
     try:
         document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return False  # a manifest.json may be anybody's: only one that says "bundle" is ours
+        return False  # other programs also write a manifest.json; only one with "kind": "bundle" is semiseg's
     return isinstance(document, dict) and document.get("kind") == "bundle"
 
 
 def _swap(new: Path, target: Path) -> None:
-    """Rename ``new`` to ``target``; what was there goes away when that has happened, and comes back when it fails."""
+    """Rename ``new`` to ``target``; an existing target is deleted afterwards, or restored if the rename fails."""
     if not target.exists():
         rename(new, target)
         return
@@ -176,13 +175,13 @@ def _swap(new: Path, target: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """``folder / name`` for a plain file name; anything that could lead elsewhere is refused."""
+    """Return ``folder / name``; refuse a name that is not a plain file name, and a link."""
     if PurePosixPath(name).name != name or name in ("", "..") or "\\" in name:
         raise BundleError(f"The manifest of {folder} names {name!r}, which is not a file inside the bundle.")
     path = folder / name

@@ -1,4 +1,4 @@
-"""The model card: what a bundle's manifest says, for a person who has to decide whether to use the model."""
+"""The model card: the contents of a bundle's manifest for a person who decides whether to use the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CARD = "MODEL_CARD.md"
 
 
 def model_card(manifest: Manifest) -> str:
-    """Markdown of what is known of a model: made from the manifest alone, so that it cannot say anything else."""
+    """Return the model card in Markdown, made from the manifest alone so that it cannot contradict the manifest."""
     parts = [
         f"# {manifest.name}",
         "**RESEARCH USE ONLY.** Not a medical device; not for diagnosis or treatment.",
@@ -25,21 +25,21 @@ def model_card(manifest: Manifest) -> str:
 
 
 def _purpose(manifest: Manifest) -> str:
-    several = "Regions may overlap." if manifest.activation == "sigmoid" else "A voxel belongs to one at most."
+    several = "Segments may overlap." if manifest.activation == "sigmoid" else "A voxel belongs to at most one segment."
     rows = [
         f"| {segment.name} | {segment.label} | {segment.coded_type.meaning} ({segment.coded_type.scheme} "
         f"{segment.coded_type.value}) |"
         for segment in manifest.segments
     ]
     table = "\n".join(["| segment | value | code |", "|---|---:|---|", *rows])
-    return f"Outlines in a scan with the channel(s) {', '.join(manifest.channel_names)}. {several}\n\n{table}"
+    return f"Segments scans with the channel(s) {', '.join(manifest.channel_names)}. {several}\n\n{table}"
 
 
 def _training(manifest: Manifest) -> str:
     origin = manifest.provenance
     lines = [
         f"- Data: {origin.dataset}. Labels of {origin.labelled} scan(s) were opened for training and of "
-        f"{origin.validation} to choose a checkpoint; {origin.unlabelled} more were seen without labels."
+        f"{origin.validation} to choose a checkpoint; {origin.unlabelled} more were used without labels."
         + (" Images of test scans were among them (transductive)." if origin.transductive else ""),
         f"- Method: `{origin.method}`, {origin.updates} updates, seed {origin.seed}, semiseg {origin.semiseg}, "
         f"{origin.created}.",
@@ -55,20 +55,20 @@ def _training(manifest: Manifest) -> str:
     lines += [
         f"- Pretrained weights: {weights.name}"
         + (f" at {weights.revision}" if weights.revision else "")
-        + f", licence {weights.licence}. That licence travels with this model."
+        + f", licence {weights.licence}. This licence also applies to this model."
         for weights in origin.pretrained
     ] or ["- Pretrained weights: none."]
-    return "## Where it comes from\n\n" + "\n".join(lines)
+    return "## Origin\n\n" + "\n".join(lines)
 
 
 def _figures(manifest: Manifest) -> str:
     if manifest.validation is None:
         return (
-            "## Figures\n\nNot validated: no label was spent on it. Measure it on scans of your own before you look at "
-            "what it draws: `semiseg evaluate BUNDLE --data DATA`."
+            "## Metrics\n\nNot validated: no labels were used for validation. Evaluate the model on your own scans "
+            "before you use its results: `semiseg evaluate BUNDLE --data DATA`."
         )
     figures = manifest.validation
-    return f"## Figures\n\nOn {figures.scans} validation scan(s): {_dice(figures.dice.items())}."
+    return f"## Metrics\n\nOn {figures.scans} validation scan(s): {_dice(figures.dice.items())}."
 
 
 def _graphs(manifest: Manifest) -> str:
@@ -89,13 +89,13 @@ def _limits(manifest: Manifest) -> str:
     seen = manifest.fingerprint
     axes = manifest.preprocessing.orientation
     lines = [
-        f"- It knows scans like the {seen.scans} of its training: voxels of {_per_axis(seen.spacing)} mm along {axes}"
-        + (f", that cover {_per_axis(seen.extent)} mm." if seen.extent else "."),
-        "- A scan or a mask of another kind is answered with remarks. That there is none proves nothing.",
+        f"- It was trained on {seen.scans} scans with voxels of {_per_axis(seen.spacing)} mm along {axes}"
+        + (f" that cover {_per_axis(seen.extent)} mm." if seen.extent else "."),
+        "- Scans and masks that differ from those of training get warnings. The absence of warnings proves nothing.",
     ]
     modalities = sorted({c.series.modality for c in manifest.channels if c.series and c.series.modality})
     if modalities:
-        lines.append(f"- Of DICOM it takes {', '.join(modalities)} and refuses other modalities.")
+        lines.append(f"- It accepts DICOM series of the modality {', '.join(modalities)} and refuses other modalities.")
     return "## Limits\n\n" + "\n".join(lines)
 
 

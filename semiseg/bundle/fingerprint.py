@@ -1,4 +1,4 @@
-"""What the training scans looked like, so that a scan of another kind can be noticed."""
+"""Ranges of size, spacing, orientation and intensity of the training scans, to detect scans out of distribution."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PERCENTILES = (0.5, 50.0, 99.5)
 
 
 class Range(BaseModel):
-    """Values over the training scans, per axis or per percentile.
+    """Range of values over the training scans, per axis or per percentile.
 
     Attributes:
-        minimum: the smallest.
-        median: the median.
-        maximum: the largest.
+        minimum: Smallest values.
+        median: Median values.
+        maximum: Largest values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,14 +29,14 @@ class Range(BaseModel):
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[float]]) -> Range:
-        """Over ``rows``, one per scan."""
+        """Compute the range over ``rows``, one per scan."""
         values = np.asarray(rows, dtype=np.float64)
         low, middle, high = values.min(axis=0), np.median(values, axis=0), values.max(axis=0)
         return cls(minimum=_rounded(low), median=_rounded(middle), maximum=_rounded(high))
 
 
 def format_range(low: float, high: float) -> str:
-    """``1.06 to 1.9``, or one number where both are the same to three digits."""
+    """Format a range as ``1.06 to 1.9``, or as one number if both are equal to three digits."""
     return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
 
 
@@ -44,12 +44,12 @@ class Fingerprint(BaseModel):
     """Ranges over all training scans, labelled and unlabelled, along the axes of the preprocessing's orientation.
 
     Attributes:
-        scans: how many.
-        shape: voxels.
-        spacing: mm.
-        extent: of the whole scan, mm.
-        orientations: how many files had which nearest anatomical directions of their axes.
-        intensity: per channel, the 0.5th, 50th and 99.5th percentile of each scan's raw values.
+        scans: Number of scans.
+        shape: Size in voxels.
+        spacing: Voxel spacing in mm.
+        extent: Size of the whole scan in mm.
+        orientations: Number of files by the nearest anatomical directions of their axes.
+        intensity: For each channel, the 0.5th, 50th and 99.5th percentiles of each scan's raw values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,7 +63,7 @@ class Fingerprint(BaseModel):
 
     @classmethod
     def collect(cls, scans: Iterable[Mapping[str, Volume]], orientation: str) -> Fingerprint:
-        """Collect over ``scans``, each given as its channels; one pass, one scan in memory at a time."""
+        """Collect the ranges over ``scans``, each given as its channels, in one pass with one scan in memory."""
         shapes: list[tuple[float, ...]] = []
         spacings: list[tuple[float, ...]] = []
         extents: list[tuple[float, ...]] = []
@@ -89,13 +89,13 @@ class Fingerprint(BaseModel):
 
 
 def percentiles_of(volume: Volume) -> list[float]:
-    """The three percentiles of a volume's raw values."""
+    """Return the percentiles :data:`PERCENTILES` of a volume's raw values."""
     found: list[float] = np.percentile(volume.array, PERCENTILES).tolist()
     return found
 
 
 def axis_order(codes: str, orientation: str) -> list[int]:
-    """Which axis of a grid with ``codes`` lies along each axis of ``orientation``, either way round."""
+    """Return, for each axis of ``orientation``, the index of the grid axis along it, in either direction."""
     pairs = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
     kinds = [pairs[c] for c in codes]
     return [kinds.index(pairs[c]) for c in orientation]

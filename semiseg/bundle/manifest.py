@@ -1,4 +1,4 @@
-"""What a model takes, gives and came from: ``run.json`` of a run, ``manifest.json`` of a bundle."""
+"""Description of a model's input, output and origin: ``run.json`` of a run, ``manifest.json`` of a bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT = 1
 
 
 def _shares(value: Any) -> Any:
-    """Refuse what is no overlap in one sentence, instead of one for each form that it may have."""
+    """Refuse an invalid overlap with one message, instead of pydantic's message for each type of the union."""
     shares = value if isinstance(value, list | tuple) else [value]
     numbers = all(isinstance(share, int | float) and 0 <= share < 1 for share in shares)
     if len(shares) not in (1, 3) or not numbers or (len(shares) == 1 and shares is value):
@@ -28,7 +28,7 @@ def _shares(value: Any) -> Any:
 
 _OneOverlap = Annotated[float, Field(ge=0, lt=1)]
 Overlap = Annotated[_OneOverlap | tuple[_OneOverlap, _OneOverlap, _OneOverlap], BeforeValidator(_shares)]
-EXPORT_OVERLAP = 0.5  # of a window: the overlap of every exported model, whatever its run was judged with
+EXPORT_OVERLAP = 0.5  # share of a window: the overlap of exported models, whatever overlap their run was validated with
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -40,8 +40,8 @@ class Channel(_Document):
     """One input of the network.
 
     Attributes:
-        name: what it is called.
-        series: what a DICOM series has to be to serve it.
+        name: Name of the channel.
+        series: Rule that a DICOM series must satisfy to serve the channel.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
@@ -52,9 +52,9 @@ class PretrainedWeights(_Document):
     """Weights that training started from.
 
     Attributes:
-        name: where they come from.
-        revision: of them.
-        licence: theirs, which travels with every model made from them.
+        name: Origin of the weights.
+        revision: Revision of the weights.
+        licence: Licence of the weights, which applies to every model made from them.
     """
 
     name: str
@@ -63,11 +63,11 @@ class PretrainedWeights(_Document):
 
 
 class ValidationMetrics(_Document):
-    """Mean figures over the validation scans.
+    """Mean metrics over the validation scans.
 
     Attributes:
-        scans: how many.
-        dice: per segment.
+        scans: Number of validation scans.
+        dice: Mean Dice of each segment.
     """
 
     scans: int
@@ -78,12 +78,12 @@ class DistillationTeacher(_Document):
     """The larger network that a distilled one learned from.
 
     Attributes:
-        name: its model's.
-        method: how it was trained.
-        student: its section of the recipe.
-        parameters: how many it has.
-        labelled: scans whose labels it had seen.
-        validation: its figures, if it was validated.
+        name: Name of the teacher's model.
+        method: Training method of the teacher.
+        student: Section of the recipe that describes the teacher's network.
+        parameters: Number of parameters of the teacher.
+        labelled: Number of scans whose labels the teacher was trained on.
+        validation: Metrics of the teacher, if it was validated.
     """
 
     name: str
@@ -95,23 +95,24 @@ class DistillationTeacher(_Document):
 
 
 class Provenance(_Document):
-    """How the model came about.
+    """Origin of the model.
 
     Attributes:
-        semiseg: the release that trained it.
-        method: how.
-        created: when, in UTC.
-        dataset: on which one.
-        labelled: scans whose labels were opened for training.
-        unlabelled: scans that were seen without labels.
-        validation: scans whose labels were opened to choose among checkpoints; with ``labelled`` the label budget.
-        transductive: whether the scans that judge it were among the unlabelled ones.
-        updates: of the student.
-        seed: of the run.
-        student: the recipe's section that describes the network.
-        parameters: how many the network has.
-        pretrained: weights that training started from.
-        taught_by: the network that it was distilled from.
+        semiseg: Release of semiseg that trained the model.
+        method: Name of the training method.
+        created: Date and time of the training in UTC.
+        dataset: Name of the dataset.
+        labelled: Number of scans whose labels were opened for training.
+        unlabelled: Number of scans that were used without labels.
+        validation: Number of scans whose labels were opened to choose among checkpoints; with ``labelled`` this is the
+            label budget.
+        transductive: True if the test scans were among the unlabelled scans.
+        updates: Number of updates of the student.
+        seed: Seed of the run.
+        student: Section of the recipe that describes the network.
+        parameters: Number of parameters of the network.
+        pretrained: Weights that training started from.
+        taught_by: Network that the model was distilled from.
     """
 
     semiseg: str
@@ -131,16 +132,16 @@ class Provenance(_Document):
 
 
 class PlanKey(_Document):
-    """What a TensorRT plan was built from and on; it is used on exactly that.
+    """Graph, software and hardware that a TensorRT plan was built with; the plan is used only with exactly these.
 
     Attributes:
         onnx: SHA-256 of the graph.
-        precision: of the graph.
-        tensorrt: version.
-        gpu: its name.
-        driver: version.
-        window: the sizes of windows that it takes.
-        batch: the most windows at a time.
+        precision: Precision of the graph.
+        tensorrt: Version of TensorRT.
+        gpu: Name of the GPU.
+        driver: Version of the GPU driver.
+        window: Size of the windows in voxels.
+        batch: Largest number of windows per call.
     """
 
     onnx: Sha256
@@ -153,30 +154,33 @@ class PlanKey(_Document):
 
 
 class Manifest(_Document):
-    """Everything that inference needs to know about a model, and what a reader wants to know about its origin.
+    """All information about a model that inference needs, and its origin.
 
     Attributes:
-        format: of this document.
-        name: the model's.
-        channels: what it takes, in its order.
-        segments: what it outlines, in the order of the network's outputs.
+        format: Version of this document's format.
+        kind: Folder that the document describes: a training ``run`` or a ``bundle``.
+        name: Name of the model.
+        channels: Input channels, in the network's order.
+        segments: Segments, in the order of the network's outputs.
         activation: ``softmax`` (exclusive segments) or ``sigmoid`` (overlapping regions); the graph returns logits.
-            With softmax the graph has one channel more than there are segments: channel 0 is the background.
-        average: what is averaged over overlapping windows, logits or probabilities.
-        preprocessing, postprocessing: of scans, and of masks.
-        patch: the size in voxels that the network was trained on.
-        fingerprint, masks: what the training scans, and the model's own masks of them, were like.
-        window: the default sliding window.
-        windows: the sizes allowed, all multiples of ``divisor``.
-        divisor: of a window's sides.
+            With softmax the graph has one more channel than there are segments; channel 0 is the background.
+        average: Values that are averaged over overlapping windows: logits or probabilities.
+        preprocessing: Preprocessing of scans.
+        postprocessing: Postprocessing of masks.
+        patch: Patch size in voxels that the network was trained on.
+        fingerprint: Ranges over the training scans.
+        masks: Ranges over the model's own masks of the training scans.
+        window: Default size of the sliding window in voxels.
+        windows: Allowed sizes of the window, all multiples of ``divisor``.
+        divisor: Numbers that the sides of a window are multiples of.
         overlap: Share of a window covered again by the next, or one for each axis.
-        blending: how the voxels of a window are weighted.
-        provenance: how it came about.
-        validation: figures on the validation scans; none where nothing was validated.
-        gate: what each of the ``variants`` had to reach.
-        variants: the graphs; of a bundle the first of them is fp32.
-        plan: of the TensorRT plan, if there is one.
-        files: SHA-256 of every file of the bundle but this one.
+        blending: Weighting of the voxels of a window.
+        provenance: Origin of the model.
+        validation: Metrics on the validation scans; null if the model was not validated.
+        gate: Requirements that each of the ``variants`` had to meet.
+        variants: Graphs of the model; the first graph of a bundle is fp32.
+        plan: Key of the TensorRT plan, if there is one.
+        files: SHA-256 of every file of the bundle except this one.
     """
 
     format: Literal[1] = 1
@@ -231,20 +235,20 @@ class Manifest(_Document):
 
     @property
     def outputs(self) -> int:
-        """Channels of the logits."""
+        """Number of channels of the logits."""
         return len(self.segments) + (self.activation == "softmax")
 
     @property
     def overlaps(self) -> tuple[float, float, float]:
-        """The overlap along each axis."""
+        """Overlap along each axis, as a share of the window."""
         return self.overlap if isinstance(self.overlap, tuple) else (self.overlap, self.overlap, self.overlap)
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """Input channels in the network's order."""
+        """Names of the input channels, in the network's order."""
         return tuple(c.name for c in self.channels)
 
     @property
     def rules(self) -> dict[str, SeriesRule]:
-        """For each channel in order, what a DICOM series has to be to serve it."""
+        """Rule of each channel, in order, that a DICOM series must satisfy to serve it."""
         return {c.name: c.series or SeriesRule() for c in self.channels}

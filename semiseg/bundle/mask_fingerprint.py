@@ -1,4 +1,4 @@
-"""What the model's masks of its training scans were like, so that a mask of another kind is shown to a person."""
+"""Ranges of the model's masks of its training scans, to detect masks that a person should inspect."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.segmentation import Segmentation
 
 VOLUME_FACTOR = 1.5
-"""A segment may be this many times smaller or larger than the smallest and largest one seen."""
+"""Factor by which a segment may be smaller or larger than the smallest and largest one in the training scans."""
 COMPONENTS_FACTOR = 2
-"""It may fall into this many times as many pieces as the most seen, and one."""
+"""A segment may have this factor times the largest number of components in the training scans, plus one."""
 ENTROPY_FACTOR = 1.5
-"""The network may be this many times as unsure of it as it ever was."""
+"""Factor by which the entropy of a segment may exceed the largest one in the training scans."""
 
 MaskMeasures = tuple[float, float, float]
+"""Volume in ml, number of components, and mean entropy of a segment."""
 
 
 class MaskFingerprint(BaseModel):
     """Ranges over the masks of training scans.
 
     Attributes:
-        scans: how many.
-        segments: for each segment that was found in any of them, the ranges of its volume in ml, of its number of
-            26-connected pieces, and of the mean entropy of its voxels (0..1), over the scans in which it was found.
-        always: the segments that were found in every one.
+        scans: Number of scans.
+        segments: For each segment that was found in any scan, the ranges of its volume in ml, of its number of
+            26-connected components, and of the mean entropy of its voxels (0..1), over the scans in which it was found.
+        always: Names of the segments that were found in every scan.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +43,7 @@ class MaskFingerprint(BaseModel):
 
     @classmethod
     def from_measures(cls, masks: Sequence[Mapping[str, MaskMeasures]]) -> MaskFingerprint:
-        """Over the measures of each scan's mask."""
+        """Compute the ranges over the measures of each scan's mask."""
         rows: dict[str, list[MaskMeasures]] = {}
         for measures in masks:
             for name, row in measures.items():
@@ -55,7 +56,7 @@ class MaskFingerprint(BaseModel):
         )
 
     def out_of_distribution_warnings(self, measures: Mapping[str, MaskMeasures]) -> tuple[ScanWarning, ...]:
-        """What sets a mask apart from all of these."""
+        """Return a warning for each measure of a mask that is outside the ranges."""
         return tuple(remark for name, row in measures.items() for remark in self._of_segment(name, row))
 
     def _of_segment(self, name: str, row: MaskMeasures) -> list[ScanWarning]:
@@ -88,7 +89,12 @@ class MaskFingerprint(BaseModel):
 
 
 def measure_mask(segmentation: Segmentation, entropy: NDArray[np.float64]) -> dict[str, MaskMeasures]:
-    """Volume in ml, number of pieces and mean entropy of each segment, by name; the entropy is 0 where it is empty."""
+    """Return volume in ml, number of components and mean entropy of each segment, by name.
+
+    Args:
+        segmentation: The segmentation.
+        entropy: Mean entropy of each segment (K,); NaN for an empty segment, whose entropy becomes 0.
+    """
     millilitres = segmentation.volumes_ml()
     out = {}
     for k, segment in enumerate(segmentation.segments):

@@ -1,6 +1,6 @@
-"""Is this scan like those that the model was trained on? What differs is told; nothing is refused here.
+"""Warnings for scans that are out of the distribution of the training scans; no scan is refused here.
 
-The ranges are the fingerprint's, widened: a scan just beyond the last training scan is no surprise.
+The ranges are those of the fingerprint, widened, so that a scan slightly outside the training range gets no warning.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.volume import Volume
 
 LENGTH_FACTOR = 1.25
-"""Lengths may be this many times smaller or larger than the extremes seen."""
+"""Factor by which lengths may be smaller or larger than the extremes of the training scans."""
 INTENSITY_MARGIN = 0.5
-"""Intensities may lie this share of the range seen beyond its ends."""
+"""Distance by which intensities may lie outside the training range, as a share of that range."""
 MINIMUM_INTENSITY_MARGIN = 0.1
-"""And at least this share of the grey values seen, darkest to brightest, however alike the training scans were."""
+"""Least such distance, as a share of the grey values from the darkest to the brightest of all training scans.
+
+It applies if the training scans were very similar to each other.
+"""
 _AXES = {"R": "left-right", "L": "left-right", "A": "front-back", "P": "front-back", "S": "head-foot", "I": "head-foot"}
 _PLANES = {"left-right": "sagittal", "front-back": "coronal", "head-foot": "axial"}
 _SHARES = ("darkest", "median", "brightest")
@@ -25,12 +28,12 @@ _SHARES = ("darkest", "median", "brightest")
 def out_of_distribution_warnings(
     fingerprint: Fingerprint, channels: Mapping[str, Volume], orientation: str
 ) -> tuple[ScanWarning, ...]:
-    """What sets a scan apart from the training scans.
+    """Return a warning for each property of a scan that is outside the ranges of the training scans.
 
     Args:
-        fingerprint: of the training scans.
-        channels: the scan, its first channel giving the grid.
-        orientation: of the axes that the fingerprint's shapes and spacings are along.
+        fingerprint: Fingerprint of the training scans.
+        channels: Channels of the scan; the first one defines the grid.
+        orientation: Axis codes of the axes that the fingerprint's shapes and spacings refer to.
     """
     first = next(iter(channels.values()))
     order = axis_order(first.axcodes, orientation)
@@ -72,10 +75,10 @@ def _intensities(name: str, volume: Volume, seen: Range | None, *, several: bool
         if not low - margin <= value <= high + margin:
             out.append(f"the {word} voxels{of} have {value:.4g}, in the training scans {format_range(low, high)}")
     return (
-        [ScanWarning("unfamiliar_intensity", f"The grey values are of another range: {'; '.join(out)}.")] if out else []
+        [ScanWarning("unfamiliar_intensity", f"The grey values have another range: {'; '.join(out)}.")] if out else []
     )
 
 
 def _plane(axcodes: str) -> str:
-    """The plane of the slices along the third axis."""
+    """Return the anatomical plane of slices along the third axis."""
     return _PLANES[_AXES[axcodes[2]]]

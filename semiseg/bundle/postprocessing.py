@@ -1,4 +1,4 @@
-"""Cleaning of a mask after the network: largest component, minimum volume, holes. Everything is off by default."""
+"""Postprocessing of masks: largest component, minimum volume, filling of holes. All steps are off by default."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ CONNECTIVITY = np.ones((3, 3, 3), dtype=bool)  # 26-neighbourhood, as in the cha
 
 
 class SegmentCleaning(BaseModel):
-    """What is done to one segment.
+    """Postprocessing of one segment.
 
     Attributes:
-        largest_component: keep only the largest 26-connected component.
-        minimum_ml: remove components smaller than this, in ml.
-        fill_holes: fill background that is enclosed by the segment in 3D.
+        largest_component: If True, keep only the largest 26-connected component.
+        minimum_ml: Volume in ml below which components are removed.
+        fill_holes: If True, fill background that the segment encloses in 3D.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,10 +45,10 @@ class SegmentCleaning(BaseModel):
 
 
 class Postprocessing(BaseModel):
-    """How masks are cleaned.
+    """Postprocessing of all segments.
 
     Attributes:
-        segments: what is done to each, by name; a segment that is not named is left as the network drew it.
+        segments: Steps for each segment, by name; a segment that is not named is not changed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,10 +56,15 @@ class Postprocessing(BaseModel):
     segments: dict[str, SegmentCleaning] = {}
 
     def apply(self, array: NDArray[Any], labels: dict[str, int], voxel_ml: float) -> NDArray[Any]:
-        """Clean a label map (X, Y, Z) or masks (K, X, Y, Z) whose segments have ``labels`` by name, in order.
+        """Clean a label map (X, Y, Z) or masks (K, X, Y, Z).
 
-        In a label map, a voxel that a segment gives up becomes background, and a hole is filled only where no other
-        segment lies.
+        In a label map, a voxel that is removed from a segment becomes background, and a hole is filled only where there
+        is no other segment.
+
+        Args:
+            array: The label map or masks.
+            labels: Label of each segment by name, in the segments' order.
+            voxel_ml: Volume of a voxel in ml.
         """
         if not self.segments:
             return array

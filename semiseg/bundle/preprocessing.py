@@ -1,7 +1,7 @@
-"""What a scan goes through before the network: made in training, stored in the bundle, executed by this code only.
+"""Preprocessing of scans: configured in training, stored in the bundle, and executed by this module only.
 
 The order is: orient, crop, normalise the intensities, resample. Each step has an inverse on the geometry, so that
-:meth:`Preprocessing.restore` puts a mask back on the scan's own grid, voxel for voxel.
+:meth:`Preprocessing.restore` returns a mask to the scan's own grid, voxel for voxel.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from semiseg.errors import InputError, VolumeError
 from semiseg.volumes.volume import Volume, affine_spacing, reorient, same_grid
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-SPREAD_FLOOR = 1e-6  # a standard deviation or range below this share of the values is a constant image
+SPREAD_FLOOR = 1e-6  # an image is constant if its standard deviation or range is below this share of its values
 
-CHUNK_VOXELS = 1 << 22  # voxels that are summed at once
+CHUNK_VOXELS = 1 << 22  # number of voxels that are summed at once
 
 
 def _axcodes(value: str) -> str:
@@ -34,14 +34,14 @@ def _axcodes(value: str) -> str:
 
 
 class Intensity(BaseModel):
-    """How the values of one channel become the network's input.
+    """Normalisation of one channel's intensities.
 
     Attributes:
-        clip: lowest and highest value kept, in the scan's own units (HU for CT).
-        percentiles: clip to these percentiles of the scan instead.
+        clip: Lowest and highest value kept, in the scan's own units (HU for CT).
+        percentiles: Percentiles of the scan to clip to, instead of ``clip``.
         scale: ``zscore`` subtracts the mean and divides by the standard deviation; ``minmax`` maps the smallest and the
             largest value to 0 and 1; ``window`` maps ``clip`` to 0 and 1, the same for every scan.
-        over: the voxels whose statistics count, ``all`` or ``nonzero``.
+        over: Voxels that the statistics are computed over, ``all`` or ``nonzero``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,11 +66,11 @@ class Intensity(BaseModel):
         """Normalise (X, Y, Z) values; a constant image becomes zeros under ``zscore`` and ``minmax``.
 
         Raises:
-            VolumeError: a value is not finite.
+            VolumeError: A value is not finite.
         """
-        # One copy, then in place: a CT of 10^8 voxels is half a gigabyte of float32.
+        # One copy, then in-place operations, because a CT of 10^8 voxels takes half a gigabyte as float32.
         values = array.astype(np.float32, order="C")
-        if not np.isfinite((values.min(), values.max())).all():  # NaN is the smallest and the largest of all
+        if not np.isfinite((values.min(), values.max())).all():  # min and max are NaN if any value is
             raise VolumeError("The scan holds values that are not finite (NaN or infinity).")
         counted = values[values != 0] if self.over == "nonzero" and values.any() else values
         limits = self.clip
@@ -97,7 +97,7 @@ class Intensity(BaseModel):
 
 
 def moments(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Mean and standard deviation, summed in float64 (the sum over a CT loses digits in float32), a part at a time."""
+    """Return mean and standard deviation, summed chunk by chunk in float64, because float32 loses digits over a CT."""
     parts = np.split(values.reshape(-1), range(CHUNK_VOXELS, values.size, CHUNK_VOXELS))
     mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / values.size
     squares = sum(float(np.square(part.astype(np.float64) - mean).sum()) for part in parts)
@@ -106,7 +106,7 @@ def moments(values: NDArray[np.float32]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class GeometryRecord:
-    """Where a preprocessed array came from: all that is needed to put a mask back.
+    """Geometry of the original scan, from which a mask is returned to the scan's grid.
 
     ``box`` is the crop, as (start, stop) per axis of the oriented grid.
     """
@@ -118,14 +118,14 @@ class GeometryRecord:
 
     @property
     def cropped_shape(self) -> tuple[int, int, int]:
-        """Voxels of the crop along the oriented axes."""
+        """Size of the crop in voxels along the oriented axes."""
         x, y, z = (stop - start for start, stop in self.box)
         return (x, y, z)
 
 
 @dataclass(frozen=True, eq=False)
 class PreprocessedScan:
-    """The network's view of a scan: ``array`` float32 (C, X, Y, Z), its ``affine``, and the way back."""
+    """The network's input: ``array`` float32 (C, X, Y, Z), its ``affine``, and the geometry of the original scan."""
 
     array: NDArray[np.float32]
     affine: NDArray[np.float64]
@@ -133,15 +133,17 @@ class PreprocessedScan:
 
 
 class Preprocessing(BaseModel):
-    """The contract between training and inference.
+    """Preprocessing that training and inference share.
 
     Attributes:
-        orientation: axis codes that every scan is permuted and flipped to (never rotated).
-        spacing: mm per voxel along those axes, or None to keep each scan's own.
-        intensity: one entry per channel.
-        crop: ``nonzero`` cuts the air around the body (the box of voxels that differ from 0 in any channel).
-        slice_axis: the axis, after orientation, along which 2D teachers slice.
-        padding: how a scan smaller than the window is filled up: its border value, or zeros after normalisation.
+        orientation: Axis codes that every scan is permuted and flipped to (never rotated).
+        spacing: Voxel spacing in mm along those axes, or null to keep each scan's own.
+        intensity: Normalisation of each channel, in order.
+        crop: ``nonzero`` crops the scan to the box of voxels that differ from 0 in any channel, which removes the air
+            around the body.
+        slice_axis: Axis, after orientation, along which 2D teachers slice.
+        padding: Values that fill up a scan smaller than the window: ``edge`` repeats the border values, ``zero`` adds
+            zeros after normalisation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -165,8 +167,8 @@ class Preprocessing(BaseModel):
         """Turn the channels of one scan, in order, into the network's input.
 
         Raises:
-            InputError: the number of channels is not the one that the contract was made for.
-            VolumeError: the channels are on different grids, or hold values that are not finite.
+            InputError: The number of channels differs from the number of entries in ``intensity``.
+            VolumeError: The channels are on different grids, or contain values that are not finite.
         """
         volumes = list(channels.values())
         if len(volumes) != len(self.intensity):
@@ -190,7 +192,7 @@ class Preprocessing(BaseModel):
             for intensity, array in zip(self.intensity, oriented, strict=True)
         )
         return PreprocessedScan(
-            # Of one channel the array is the scan itself; several are put together one by one.
+            # With one channel no stacking is needed, so that the scan is not copied.
             array=next(channel)[None] if len(oriented) == 1 else np.stack(list(channel)),
             affine=resampled_affine(affine, size, shape),
             geometry=GeometryRecord(
@@ -199,16 +201,16 @@ class Preprocessing(BaseModel):
         )
 
     def network_shape(self, shape: tuple[int, ...], affine: NDArray[np.float64]) -> tuple[int, int, int]:
-        """Shape of an oriented, cropped grid after resampling to :attr:`spacing`."""
+        """Return the shape of an oriented, cropped grid after resampling to :attr:`spacing`."""
         if self.spacing is None:
             return _triple(shape)
         return resampled_shape(shape, affine_spacing(affine), self.spacing)
 
     def apply_labels(self, labels: NDArray[Any], prepared: PreprocessedScan) -> NDArray[Any]:
-        """Bring a label map (X, Y, Z), or masks (K, X, Y, Z), of the scan's grid to the network's grid (training only).
+        """Resample a label map (X, Y, Z), or masks (K, X, Y, Z), from the scan's to the network's grid (training only).
 
         Raises:
-            VolumeError: the labels do not have the shape of the scan that ``prepared`` came from.
+            VolumeError: The shape of the labels differs from that of the scan that ``prepared`` was made from.
         """
         place = prepared.geometry
         if labels.shape[-3:] != place.shape:
@@ -222,10 +224,10 @@ class Preprocessing(BaseModel):
         return np.stack([resample_mask(mask, shape) for mask in cropped])
 
     def restore(self, labels: NDArray[Any], geometry: GeometryRecord) -> NDArray[Any]:
-        """Put a label map (X, Y, Z), or masks (K, X, Y, Z), of the network's grid back on the scan's own grid.
+        """Return a label map (X, Y, Z), or masks (K, X, Y, Z), from the network's grid to the scan's own grid.
 
-        Orientation and crop invert exactly; resampling returns to the scan's exact shape, class by class. Outside the
-        crop there is background.
+        Orientation and crop are inverted exactly; resampling returns to the scan's exact shape, class by class. Voxels
+        outside the crop are background.
         """
         if labels.ndim == 3:
             cropped = resample_labels(labels, geometry.cropped_shape)
@@ -236,15 +238,15 @@ class Preprocessing(BaseModel):
         return self._placed(cropped, geometry)
 
     def restore_image(self, images: NDArray[np.uint8], geometry: GeometryRecord) -> NDArray[np.uint8]:
-        """Put whole numbers (K, X, Y, Z) of the network's grid back on the scan's own grid, interpolated linearly.
+        """Return integer images (K, X, Y, Z) from the network's grid to the scan's own grid by linear interpolation.
 
-        Outside the crop there is 0.
+        Voxels outside the crop are 0.
         """
         cropped = [np.rint(resample_image(image, geometry.cropped_shape)).astype(np.uint8) for image in images]
         return self._placed(np.stack(cropped), geometry)
 
     def _placed(self, cropped: NDArray[Any], geometry: GeometryRecord) -> NDArray[Any]:
-        """Undo crop and orientation of (..., X, Y, Z); 0 outside the crop."""
+        """Undo crop and orientation of (..., X, Y, Z); voxels outside the crop are 0."""
         oriented = np.zeros((*cropped.shape[:-3], *geometry.oriented_shape), dtype=cropped.dtype)
         x, y, z = _slices(geometry.box)
         oriented[..., x, y, z] = cropped
@@ -279,10 +281,11 @@ def _nonzero_box(arrays: list[NDArray[Any]]) -> Box:
 
 
 def _turned_back(array: NDArray[Any], turned: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[Any]:
-    """Undo :func:`reorient`: (..., X, Y, Z) on the grid ``turned`` back to the order of ``affine``'s axes.
+    """Undo :func:`reorient`: return (..., X, Y, Z) from the grid ``turned`` to the axes of ``affine``.
 
-    Read off the two affines and not asked of :func:`reorient`: near 45 degrees the nearest direction of an axis depends
-    on the order in which the axes are looked at, so turning to the first grid's axis codes may end on another grid.
+    The permutation is computed from the two affines, not with :func:`reorient`: near 45 degrees the nearest direction
+    of an axis depends on the order in which the axes are examined, so reorienting to the axis codes of the first grid
+    could produce another grid.
     """
     steps = np.rint(np.linalg.solve(affine[:3, :3], turned[:3, :3])).astype(int)  # a signed permutation
     leading = array.ndim - 3

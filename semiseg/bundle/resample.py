@@ -1,7 +1,7 @@
 """Resampling between grids that cover the same box, with voxel edges (not centres) aligned.
 
-Output voxel ``o`` is read at ``(o + 0.5) * n_in / n_out - 0.5``. The two grids cover exactly the same millimetres, so
-going there and back returns to the shape and the affine that one started from.
+Output voxel ``o`` is read at ``(o + 0.5) * n_in / n_out - 0.5``. The two grids cover exactly the same box in mm, so
+resampling to the other grid and back restores the original shape and affine.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 Interval = tuple[int, int]
-CHUNK_VOXELS = 1 << 24  # voxels of the new grid that are decided at once: 128 MB beside the result
+CHUNK_VOXELS = 1 << 24  # voxels of the new grid that are computed at once: 128 MB beside the result
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, int, int]:
-    """Voxels per axis that come closest to ``target`` mm without changing the box (at least 1 per axis)."""
+    """Return the voxels per axis that come closest to ``target`` mm without changing the box (at least 1 per axis)."""
     x, y, z = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, target, strict=True))
     return (x, y, z)
 
@@ -27,7 +27,7 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
 def resampled_affine(
     affine: NDArray[np.float64], shape: Sequence[int], new_shape: Sequence[int]
 ) -> NDArray[np.float64]:
-    """The affine of the grid with ``new_shape`` voxels over the box of ``shape`` voxels."""
+    """Return the affine of the grid with ``new_shape`` voxels over the box of ``shape`` voxels."""
     zoom = np.asarray(shape, float) / np.asarray(new_shape, float)
     step = np.eye(4)
     step[:3, :3] = np.diag(zoom)
@@ -37,7 +37,7 @@ def resampled_affine(
 
 @dataclass(frozen=True)
 class _Taps:
-    """Along one axis: the two old voxels that each new one lies between, and how far it is from the first, 0..1."""
+    """Interpolation along one axis: the two old voxels beside each new one, and its distance from the first, 0..1."""
 
     low: NDArray[np.intp]
     high: NDArray[np.intp]
@@ -45,18 +45,18 @@ class _Taps:
 
     @classmethod
     def between(cls, old: int, new: int) -> _Taps:
-        """Beyond the outermost centres both are the border voxel."""
+        """Compute the neighbours; beyond the outermost voxel centres both are the border voxel."""
         at = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
         low = np.floor(at).astype(np.intp)
         return cls(low, np.minimum(low + 1, old - 1), (at - low).astype(np.float32))
 
     def touched_by(self, old: Interval) -> Interval:
-        """The new voxels that some of the old ones ``old`` have a share in."""
+        """Return the interval of new voxels that depend on any of the old voxels ``old``."""
         return int(np.searchsorted(self.high, old[0])), int(np.searchsorted(self.low, old[1]))
 
 
 def resample_image(array: NDArray[Any], new_shape: Sequence[int]) -> NDArray[np.float32]:
-    """Trilinear resampling of (X, Y, Z) to ``new_shape``; beyond the outermost centres the border value holds."""
+    """Resample (X, Y, Z) to ``new_shape`` trilinearly; beyond the outermost voxel centres the border value is used."""
     if array.shape == tuple(new_shape):
         return np.asarray(array, dtype=np.float32)
     taps = [_Taps.between(old, new) for old, new in zip(array.shape, new_shape, strict=True)]
@@ -66,9 +66,9 @@ def resample_image(array: NDArray[Any], new_shape: Sequence[int]) -> NDArray[np.
 def resample_labels(labels: NDArray[Any], new_shape: Sequence[int]) -> NDArray[Any]:
     """Resample a label map (X, Y, Z) class by class: each new voxel takes the label with the largest share there.
 
-    Class by class keeps the boundary between two segments where it was; nearest-neighbour resampling would turn it into
-    steps. Ties go to the smaller label, so background, 0, wins over a structure that fills exactly half a voxel. Only
-    the boxes around the labels are looked at, and part by part, so the cost is that of what was found.
+    This preserves the boundary between two segments, which nearest-neighbour resampling would turn into steps. Ties go
+    to the smaller label, so background, 0, wins over a structure that fills exactly half a voxel. Only the bounding
+    boxes of the labels are computed, part by part, so the cost depends on the size of the structures.
     """
     if labels.shape == tuple(new_shape):
         return labels
@@ -99,12 +99,12 @@ def resample_labels(labels: NDArray[Any], new_shape: Sequence[int]) -> NDArray[A
 
 
 def resample_mask(mask: NDArray[np.bool_], new_shape: Sequence[int]) -> NDArray[np.bool_]:
-    """Resample a mask (X, Y, Z): a new voxel belongs to it if more than half of it does."""
+    """Resample a mask (X, Y, Z): a new voxel belongs to the mask if the mask covers more than half of the voxel."""
     return resample_labels(mask.astype(np.uint8), new_shape).astype(bool)
 
 
 def _parts(boxes: Sequence[Sequence[Interval]]) -> Iterator[list[Interval]]:
-    """What all boxes lie in, cut along the first axis into parts of at most ``CHUNK_VOXELS`` voxels."""
+    """Yield the bounding box of all boxes, cut along the first axis into parts of at most ``CHUNK_VOXELS`` voxels."""
     if not boxes:
         return
     (x0, x1), y, z = ((min(box[k][0] for box in boxes), max(box[k][1] for box in boxes)) for k in range(3))
@@ -116,15 +116,15 @@ def _parts(boxes: Sequence[Sequence[Interval]]) -> Iterator[list[Interval]]:
 def _interpolated(
     array: NDArray[Any], taps: Sequence[_Taps], box: Sequence[Interval], label: int | None = None
 ) -> NDArray[np.float32]:
-    """The new voxels in ``box``, of an image or of the mask of ``label``, an axis at a time.
+    """Interpolate the new voxels in ``box``, of an image or of the mask of ``label``, one axis at a time.
 
-    Axis by axis in NumPy is several times as fast as :func:`scipy.ndimage.affine_transform` and as SimpleITK's filter.
+    This is several times as fast as :func:`scipy.ndimage.affine_transform` and as SimpleITK's filter.
     """
     old = [(int(t.low[start]), int(t.high[stop - 1]) + 1) for t, (start, stop) in zip(taps, box, strict=True)]
     cropped = array[tuple(slice(start, stop) for start, stop in old)]
     out = np.asarray(cropped if label is None else cropped == label, dtype=np.float32)
     growth = [(stop - start) / side for (start, stop), side in zip(box, out.shape, strict=True)]
-    for axis in sorted(range(3), key=lambda k: growth[k]):  # what shrinks comes first: the others have less to do
+    for axis in sorted(range(3), key=lambda k: growth[k]):  # axes that shrink come first, so that the others cost less
         (start, stop), tap = box[axis], taps[axis]
         fraction = tap.fraction[start:stop].reshape([-1 if k == axis else 1 for k in range(3)])
         if out.shape[axis] == stop - start and not fraction.any():

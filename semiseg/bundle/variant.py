@@ -1,4 +1,4 @@
-"""One model, several graphs: the same network in other precisions, each with the proof of what it cost."""
+"""Variants of a model: graphs of the same network in several precisions, with measurements of their accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def parse_precision(name: str | None) -> Precision | None:
-    """The precision of this name; None for None.
+    """Return the precision of this name; None for None.
 
     Raises:
         InputError: There is no precision of this name.
@@ -34,12 +34,15 @@ class _Document(BaseModel):
 
 
 class Gate(_Document):
-    """What a graph has to reach before it is written, on windows of real scans.
+    """Requirements that a graph must meet on windows of real scans before it is written.
 
     Attributes:
-        difference: largest difference of a logit to the trained network's, for fp32; round-off through a UNet stays
-            below 1e-3. In other precisions logits may differ, masks may not.
-        fp32, fp16, bf16, int8: least Dice, of every segment, between the graph's mask and the trained network's.
+        difference: Largest allowed difference of a logit from the trained network's, for fp32; round-off in a UNet is
+            below 1e-3. In other precisions the logits may differ, but the masks may not.
+        fp32: Least Dice of every segment between the fp32 graph's mask and the trained network's.
+        fp16: The same for the fp16 graph.
+        bf16: The same for the bf16 graph.
+        int8: The same for the int8 graph.
     """
 
     difference: Annotated[float, Field(gt=0)] = 1e-2
@@ -49,19 +52,19 @@ class Gate(_Document):
     int8: Share = 0.995
 
     def dice(self, precision: Precision) -> float:
-        """The least Dice for a graph of this precision."""
+        """Return the least Dice for a graph of this precision."""
         return float(getattr(self, precision))
 
 
 class Parity(_Document):
-    """How far a graph, run by one engine, is from the trained network, on windows of one size of real scans.
+    """Agreement of a graph on one engine with the trained network, on windows of one size from real scans.
 
     Attributes:
-        engine: what ran it.
-        window: voxels.
-        windows: how many.
-        largest_difference: of a logit.
-        dice: between the masks of each segment that one of the two draws.
+        engine: Engine that ran the graph.
+        window: Size of the windows in voxels.
+        windows: Number of windows.
+        largest_difference: Largest difference of a logit.
+        dice: Dice between the two masks of each segment that at least one of them contains.
     """
 
     engine: str
@@ -72,7 +75,7 @@ class Parity(_Document):
 
     @property
     def least_dice(self) -> float:
-        """Of the worst segment; 1 where neither draws any."""
+        """Dice of the worst segment; 1 if neither mask contains a segment."""
         return min(self.dice.values(), default=1.0)
 
 
@@ -80,9 +83,9 @@ class Variant(_Document):
     """One graph of the bundle.
 
     Attributes:
-        precision: of its weights and activations.
-        file: its name in the bundle.
-        parity: its proofs, at least one for each allowed window.
+        precision: Precision of the graph's weights and activations.
+        file: Name of the file in the bundle.
+        parity: Measurements of the agreement with the trained network, at least one for each allowed window.
     """
 
     precision: Precision
@@ -90,5 +93,5 @@ class Variant(_Document):
     parity: tuple[Parity, ...] = ()
 
     def verified_on(self, engine: str) -> bool:
-        """Whether it passed the gate when this engine ran it."""
+        """Return True if the graph met the gate's requirements on this engine."""
         return any(parity.engine == engine for parity in self.parity)

@@ -1,4 +1,4 @@
-"""From what clinics have to a dataset: DICOM series with their SEG, RTSTRUCT or NIfTI labels, and nnU-Net folders."""
+"""Makes datasets from clinical data: DICOM series with SEG, RTSTRUCT or NIfTI labels, and nnU-Net folders."""
 
 from semiseg.collection.collect import CollectionResult, collect
 from semiseg.collection.plan import CollectOptions

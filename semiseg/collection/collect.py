@@ -1,7 +1,8 @@
-"""``semiseg collect``: a folder of clinical or nnU-Net data becomes a dataset folder without a patient's name in it.
+"""``semiseg collect``: makes a dataset folder without patients' names from a folder of clinical or nnU-Net data.
 
-Everything is written into a folder beside the dataset-to-be, which gets its name when it is complete. The mapping from
-case ids to patients is written first: a dataset whose mapping was lost could never be extended or corrected.
+Everything is written into a temporary folder beside the dataset, which is renamed to the dataset when it is complete.
+The mapping from case ids to patients is written before that: a dataset without its mapping could not be extended or
+corrected.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.volume import reorient
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with what is going on, how much of it is done, and of how much (None: not known)."""
+"""Function that is called with the current step, the number of items done, and their total (None if unknown)."""
 
 
 @dataclass(frozen=True)
 class CollectionResult:
-    """What a collection left behind.
+    """Result of a collection.
 
     Attributes:
-        folder: the dataset.
-        mapping: the file of case ids and patients.
-        known: how many of the collected scans had an id in the mapping already.
-        report: the report as CSV and as JSON.
-        entries: its entries.
+        folder: Folder of the dataset.
+        mapping: File with the mapping from case ids to patients.
+        known: Number of collected scans that had an id in the mapping already.
+        report: Files with the report, as CSV and as JSON.
+        entries: Entries of the report.
     """
 
     folder: Path
@@ -56,7 +57,7 @@ class CollectionResult:
 
 @dataclass(frozen=True)
 class _Written:
-    """A scan that lies in the working folder under a number."""
+    """A scan that was written to the working folder under a number."""
 
     scan: SourceScan
     number: int
@@ -72,20 +73,20 @@ def collect(
     add: bool = False,
     progress: Progress | None = None,
 ) -> CollectionResult:
-    """Make a dataset of all scans in ``source``, or add them to one.
+    """Make a dataset of all scans in ``source``, or add them to an existing one.
 
     Args:
-        source: a folder of DICOM files in any order, or a folder as nnU-Net has it.
-        out: the dataset folder.
-        options: which scans, channels and structures.
-        mapping: where case ids and patients are written down; ``OUT-mapping.csv`` beside ``out`` by default. Scans that
-            an existing file knows keep their ids; its rows are never lost. The report lies beside it.
-        add: extend the dataset that ``out`` is, instead of making a new one.
-        progress: told of every step.
+        source: Folder of DICOM files in any order, or folder with the structure of an nnU-Net dataset.
+        out: Folder of the dataset.
+        options: Selection of scans, channels and structures.
+        mapping: File for the mapping from case ids to patients; ``OUT-mapping.csv`` beside ``out`` by default. Scans in
+            an existing file keep their ids, and its rows are kept. The report is written beside it.
+        add: If True, the existing dataset ``out`` is extended; if False, a new one is made.
+        progress: Function that is called at every step.
 
     Raises:
-        InputError: nothing can be collected, or something that only the person can decide; nothing was written but
-            the report.
+        InputError: Nothing can be collected, or the user has to decide something first. At most the report was
+            written.
     """
     out = Path(out).absolute()
     path = Path(mapping or out.with_name(f"{out.name}-mapping.csv")).absolute()
@@ -94,7 +95,7 @@ def collect(
     names = read_mapping(path)
     if existing is not None and not names.rows:
         raise DatasetError(
-            f"{path} does not hold the case ids of {out}; without them no scan can be told from the new ones."
+            f"{path} does not hold the case ids of {out}; without them new scans cannot be told from existing ones."
         )
     tell = progress or (lambda what, done, of: None)
     plan = _plan(Path(source), options or CollectOptions(), existing, tell)
@@ -131,12 +132,12 @@ def collect(
 def _require_apart(source: Path, out: Path, mapping: Path) -> None:
     inside, real = source.resolve(), out.resolve()
     if real.is_relative_to(inside) or inside.is_relative_to(real):
-        raise InputError(f"The dataset {out} and its source {source} must not lie in each other.")
+        raise InputError(f"The dataset {out} and its source {source} must not contain each other.")
     if mapping.resolve().is_relative_to(real):
         raise InputError(f"The mapping {mapping} names patients, so it must not lie in the dataset {out}.")
     for folder in (out.parent, mapping.parent):
         if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder; make it first.")
+            raise InputError(f"{folder} is not a folder; create it first.")
 
 
 def _existing(out: Path, add: bool) -> Dataset | None:
@@ -144,7 +145,7 @@ def _existing(out: Path, add: bool) -> Dataset | None:
     if there and not add:
         raise DatasetError(f"{out} exists already; --add extends a dataset, or name another folder.")
     if add and not (out / "dataset.json").is_file():
-        raise DatasetError(f"{out} has no dataset.json, so there is nothing that --add could extend.")
+        raise DatasetError(f"{out} has no dataset.json, so --add cannot extend it.")
     return load_dataset(out) if add else None
 
 
@@ -156,10 +157,10 @@ def _plan(source: Path, options: CollectOptions, existing: Dataset | None, tell:
 
 @contextlib.contextmanager
 def _working_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that is gone afterwards, whatever happens, unless it was given its name."""
+    """Create a folder beside ``out`` that is removed at the end of the context, unless it was renamed to ``out``."""
     work = out.with_name(f".{out.name}.part")
     if work.exists():
-        raise InputError(f"{work} is there: another collection is running, or one was killed; then delete that folder.")
+        raise InputError(f"{work} exists: another collection is running, or one was killed; then delete that folder.")
     try:
         for name in ("imagesTr", "labelsTr"):
             (work / name).mkdir(parents=True)
@@ -176,7 +177,7 @@ def _write_scans(
     entries: list[ReportEntry],
     tell: Progress,
 ) -> list[_Written]:
-    """Read every scan and write it under its number; what cannot be used becomes an entry."""
+    """Read every scan and write it under its number; a scan that cannot be used becomes an entry of the report."""
     written: list[_Written] = []
     seen: dict[str, str] = {}
     for number, scan in enumerate(plan.scans):
@@ -199,7 +200,7 @@ def _write_scans(
         write_nifti(work / "imagesTr" / f"{number}.nii.gz", read.image(), grid.affine)
         if read.label is not None:
             write_nifti(work / "labelsTr" / f"{number}.nii.gz", read.label, grid.affine)
-        # The id is not known yet: the key stands for it until all scans are read.
+        # The case id is not known yet: the key is used in its place until all scans are read.
         status = "unlabelled" if read.label is None else "labelled"
         key = scan.origin.key
         entries.append(ReportEntry("unlabelled" if status == "unlabelled" else "labelled", "scan", scan.name, case=key))
@@ -210,7 +211,7 @@ def _write_scans(
 
 
 def _there(scan: SourceScan, names: Pseudonyms, existing: Dataset | None) -> str | None:
-    """The id of a scan that the dataset holds already; None if it is new or has got its first label."""
+    """Return the case id of a scan that the dataset holds already; None if the scan is new or has its first label."""
     case = names.case_of.get(scan.origin.key)
     if existing is None or case is None or case not in existing.cases:
         return None
@@ -221,11 +222,11 @@ def _require_content(read: LoadedScan) -> None:
     for volume in read.channels:
         low, high = volume.array.min(), volume.array.max()
         if low == high:
-            raise VolumeError(f"Every voxel of the scan is {float(low):g}, so there is nothing to see.")
+            raise VolumeError(f"Every voxel of the scan is {float(low):g}, so it has no content.")
 
 
 def _require_new(read: LoadedScan, scan: SourceScan, seen: dict[str, str]) -> None:
-    """Refuse voxels that another scan of this collection has: the same scan under two UIDs."""
+    """Refuse a scan with the same voxels as another one of this collection: the same scan under two UIDs."""
     sum_ = hashlib.blake2b(digest_size=16)
     for volume in read.channels:
         array, _ = reorient(volume.array, volume.affine, "RAS")
@@ -244,7 +245,7 @@ def _name_files(written: list[_Written], work: Path, case_of: dict[str, str]) ->
 
 
 def _document(plan: CollectionPlan, out: Path, existing: Dataset | None, labelled: dict[str, bool]) -> dict[str, Any]:
-    """dataset.json of the new dataset, or of the old one and what is new."""
+    """Make dataset.json of the new dataset, or of the existing one with the new scans."""
     cases = dict(labelled)
     document: dict[str, Any] = {"name": out.name, "description": "Collected by semiseg collect"}
     old: dict[str, dict[str, str]] = {}
@@ -278,7 +279,7 @@ def _within(path: Path, folder: Path) -> str:
 
 
 def _move_into(work: Path, out: Path) -> None:
-    """Files first, ``dataset.json`` last: it alone says which scans there are, so half of this changes nothing."""
+    """Move the files first and ``dataset.json`` last; the scans become part of the dataset only with the latter."""
     for folder in ("imagesTr", "labelsTr"):
         (out / folder).mkdir(exist_ok=True)
         for path in sorted((work / folder).iterdir()):
@@ -292,7 +293,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _remarks(plan: CollectionPlan, ids: Pseudonyms, cases: set[str]) -> list[ReportEntry]:
-    """What concerns the dataset as a whole."""
+    """Make the notes that concern the dataset as a whole."""
     labels = plan.labels()
     kept = {*labels, *(name for name in labels.values() if isinstance(name, str))}
     entries = [
@@ -307,6 +308,6 @@ def _remarks(plan: CollectionPlan, ids: Pseudonyms, cases: set[str]) -> list[Rep
             scans_of[origin.patient].append(case)
     for patient, several in scans_of.items():
         if len(several) > 1:
-            reason = f"{', '.join(sorted(several))} are one patient's: keep them in one list of the split."
+            reason = f"{', '.join(sorted(several))} are of one patient: keep them in one list of the split."
             entries.append(ReportEntry("note", "patient", patient, reason))
     return entries

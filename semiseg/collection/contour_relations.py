@@ -1,4 +1,4 @@
-"""How two closed contours in one plane lie to each other: apart, one in the other, crossing, or the same."""
+"""Determines the relation of two closed contours in one plane: apart, one in the other, crossing, or the same."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from semiseg.collection.polygons import distance_to_edge, expand_ranges
 
 ContourRelation = Literal["apart", "inside", "around", "crossing", "same"]
 
-_SLACK = 1e-9  # of an edge: it ends where the next one begins, and a crossing there must not be missed
-_AT_ONCE = 2**21  # pairs of a point and an edge that are looked at in one go: some ten megabytes an array
+_SLACK = 1e-9  # share of an edge: a crossing at the point where two edges meet must not be missed
+_AT_ONCE = 2**21  # pairs of a point and an edge that are processed at once: some ten megabytes per array
 
 
 @dataclass(frozen=True, eq=False)
 class _Edges:
-    """Edges that begin at ``start`` and reach as far as ``along``, both (N, 2)."""
+    """Edges from ``start`` to ``start + along``, both (N, 2)."""
 
     start: NDArray[np.float64]
     along: NDArray[np.float64]
 
 
 def contour_relation(a: NDArray[np.float64], b: NDArray[np.float64], tolerance: float) -> ContourRelation:
-    """How contour ``a`` lies to ``b``; contours may touch or share edges without crossing.
+    """Return the relation of contour ``a`` to ``b``; contours may touch or share edges without crossing.
 
     Args:
-        a: (N, 2).
-        b: (M, 2).
-        tolerance: in the unit of the points; parts that are nearer to the other contour than this lie on it.
+        a: (N, 2) points.
+        b: (M, 2) points.
+        tolerance: Distance in the unit of the points; parts nearer to the other contour than this lie on it.
 
     Returns:
-        "inside" and "around" where one lies in the area of the other as a whole (its edge included), "apart" where
-        neither does, "crossing" where a part of one is inside the other and a part outside, "same" where each lies on
-        the other.
+        "inside" if ``a`` lies as a whole in the area of ``b`` (its edge included), "around" if ``b`` lies so in ``a``,
+        "apart" if neither does, "crossing" if a part of one is inside the other and a part outside, "same" if each lies
+        on the other.
     """
     if (a.max(axis=0) + tolerance < b.min(axis=0)).any() or (b.max(axis=0) + tolerance < a.min(axis=0)).any():
         return "apart"
@@ -52,11 +52,11 @@ def contour_relation(a: NDArray[np.float64], b: NDArray[np.float64], tolerance: 
 
 
 def _parts(a: NDArray[np.float64], b: NDArray[np.float64], tolerance: float) -> tuple[bool, bool]:
-    """Whether a part of contour ``a`` is inside ``b``, and whether one is outside; what lies on ``b`` is neither.
+    """Determine if a part of contour ``a`` is inside ``b``, and if a part is outside; parts on ``b`` are neither.
 
-    The edges of ``a`` are cut where they meet ``b``, so that each piece is on one side, and its middle tells which.
-    Edges that follow each other without meeting ``b`` are on one side, too, and the first of them tells it for all.
-    Nobody looks further once both were found.
+    The edges of ``a`` are cut where they meet ``b``, so that each piece is on one side, that of its midpoint.
+    Consecutive edges that do not meet ``b`` are on one side, too, which the first of them determines. The search ends
+    once both sides were found.
     """
     other = _Edges(b, np.roll(b, -1, axis=0) - b)
     inside = outside = False
@@ -74,7 +74,10 @@ def _parts(a: NDArray[np.float64], b: NDArray[np.float64], tolerance: float) -> 
 
 
 def _pieces_beside(edges: _Edges, other: _Edges, tolerance: float) -> Iterator[NDArray[np.float64]]:
-    """The middles of pieces of ``edges``, in portions, that do not lie on ``other``; one for each run that is far."""
+    """Yield the midpoints of pieces of ``edges`` that do not lie on ``other``, in portions.
+
+    A run of edges that do not meet ``other`` gives a single midpoint.
+    """
     mine, met = _meeting(edges, other, tolerance)
     edge, middle = _pieces(edges, mine, _Edges(other.start[met], other.along[met]), tolerance)
     meets = np.zeros(len(edges.start), dtype=bool)
@@ -92,7 +95,7 @@ def _pieces_beside(edges: _Edges, other: _Edges, tolerance: float) -> Iterator[N
 
 
 def _meeting(edges: _Edges, other: _Edges, tolerance: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The pairs of edges whose bounding boxes meet."""
+    """Return the indices of pairs of edges whose bounding boxes meet."""
     ends, other_ends = edges.start + edges.along, other.start + other.along
     low, high = np.minimum(edges.start, ends) - tolerance, np.maximum(edges.start, ends) + tolerance
     other_low, other_high = np.minimum(other.start, other_ends), np.maximum(other.start, other_ends)
@@ -107,7 +110,7 @@ def _meeting(edges: _Edges, other: _Edges, tolerance: float) -> tuple[NDArray[np
 def _pieces(
     edges: _Edges, mine: NDArray[np.int64], met: _Edges, tolerance: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The pieces of all edges, cut where edge ``mine`` meets the edge ``met`` of its pair: their edges and middles."""
+    """Cut each edge ``mine`` where it meets the edge ``met`` of its pair; return each piece's edge and midpoint."""
     a, d = edges.start[mine], edges.along[mine]
     away = met.start - a
     slope = _cross(d, met.along)
@@ -116,7 +119,7 @@ def _pieces(
         crossing, there = _cross(away, met.along) / slope, _cross(away, d) / slope
         crossing[~((there >= -_SLACK) & (there <= 1 + _SLACK))] = np.nan
         cuts = [crossing]
-        for ends in (away, away + met.along):  # where the other edge begins or ends on this one, as when along it
+        for ends in (away, away + met.along):  # the other edge begins or ends on this one
             share = (ends * d).sum(axis=1) / length
             share[distance_to_edge(a + ends, a, d) > tolerance] = np.nan
             cuts.append(share)
@@ -133,7 +136,7 @@ def _pieces(
 
 
 def _enclosed(points: NDArray[np.float64], contour: _Edges) -> NDArray[np.bool_]:
-    """Whether points (K, 1, 2) are inside a contour by the even-odd rule."""
+    """Return True for points (K, 1, 2) that are inside a contour by the even-odd rule."""
     y, low, high = points[..., 1], contour.start[:, 1], contour.start[:, 1] + contour.along[:, 1]
     over = (low <= y) != (high <= y)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,18 +1,18 @@
-"""The area of several closed contours that one structure has on one slice.
+"""Combines several closed contours of one structure on one slice into an area.
 
-What the standard says (PS3.3 C.8.8.6.3): a hole is either cut into its contour by a keyhole, or the contours are of
-type CLOSEDPLANAR_XOR and combined by exclusive or, in whatever order. It says nothing about several contours of type
-CLOSED_PLANAR in one place. What is read here:
+According to the standard (PS3.3 C.8.8.6.3), a hole is either cut into its contour by a keyhole, or the contours are of
+type CLOSEDPLANAR_XOR and are combined by exclusive or, in any order. It does not define several contours of type
+CLOSED_PLANAR in one place. The conventions of this module are:
 
-- A CLOSED_PLANAR contour inside another is a hole, one inside that an island, and so on, also where it touches the
-  outer one or shares edges with it. The XOR type is young, and programs write holes as plain contours: rt-utils does,
-  and rt-utils, platipy and dcmrtstruct2nii read them so.
+- A CLOSED_PLANAR contour inside another is a hole, a contour inside the hole an island, and so on, also if it touches
+  the outer one or shares edges with it. The XOR type is new, and programs write holes as plain contours: rt-utils does
+  so, and rt-utils, platipy and dcmrtstruct2nii read them in this way.
 - Contours that cross or repeat each other are united: they cannot be holes. A structure that was drawn in several
-  strokes has contours that cross, and a file that was merged has contours twice. Programs that apply exclusive or to
-  everything lose the part that both enclose.
-- Contours that are united count as one contour for what lies inside them or around them.
+  strokes has contours that cross, and a merged file has contours twice. Programs that apply exclusive or to all
+  contours lose the part that both enclose.
+- United contours count as one contour with respect to contours inside or around them.
 - A contour that encloses no pixel's centre (a line, a point) cuts no hole; the centres on it belong to the structure.
-- Where one contour of a slice is of type CLOSEDPLANAR_XOR, all of them are combined by exclusive or.
+- If one contour of a slice is of type CLOSEDPLANAR_XOR, all of them are combined by exclusive or.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from semiseg.collection.contour_relations import ContourRelation, contour_relati
 from semiseg.collection.polygons import EXACT, FilledPolygon, fill_polygon
 
 ContourConvention = Literal["hole", "united", "cancelled", "mixed", "twice"]
-"""What the standard leaves to the reader: a contour in another was a "hole"; crossing or repeated ones were "united",
-or "cancelled" each other by exclusive or; both types were "mixed"; a contour went round a part "twice"."""
-_SAME = 0.01  # pixels: contours that are nearer to each other than this all along are one contour
+"""Convention used where the standard gives no rule: a contour in another was a "hole"; crossing or repeated ones were
+"united", or "cancelled" each other by exclusive or; both types were "mixed"; a contour enclosed a part "twice"."""
+_SAME = 0.01  # pixels: contours that are nowhere further apart than this are one contour
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +38,9 @@ class Contour:
     """One closed contour on a slice.
 
     Attributes:
-        points: (N, 2), in pixels; pixel (i, j) has its centre at exactly (i, j). At least one.
-        tolerance: pixels; what the rounding of its coordinates may have moved it by.
-        exclusive: it is of type CLOSEDPLANAR_XOR.
+        points: (N, 2) points in pixels, at least one; pixel (i, j) has its centre at exactly (i, j).
+        tolerance: Largest displacement by the rounding of its coordinates, in pixels.
+        exclusive: True if it is of type CLOSEDPLANAR_XOR.
     """
 
     points: NDArray[np.float64]
@@ -50,24 +50,26 @@ class Contour:
 
 @dataclass(frozen=True, eq=False)
 class FilledArea:
-    """The pixels (X, Y) of a structure on one slice, and what was a matter of convention in reading them."""
+    """The pixels (X, Y) of a structure on one slice, and the conventions that were used in reading them."""
 
     mask: NDArray[np.bool_]
     conventions: frozenset[ContourConvention] = field(default_factory=frozenset)
 
 
 def fill_contours(contours: Sequence[Contour], shape: tuple[int, int]) -> FilledArea:
-    """The pixels that ``contours`` enclose together, as the module says; centres on an outline belong to it.
+    """Fill the pixels that ``contours`` enclose together, by the conventions of this module.
+
+    Pixels whose centres lie on an outline belong to the structure.
 
     Args:
-        contours: closed contours in one plane.
-        shape: pixels along i and j.
+        contours: Closed contours in one plane.
+        shape: Number of pixels along i and j.
     """
     filled = [fill_polygon(c.points, shape, c.tolerance) for c in contours]
     told: set[ContourConvention] = {"twice"} if any(one.twice.any() for one in filled) else set()
     inside, edges = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     for one in filled:
-        if not one.inside.any():  # a line or a point, which cuts no hole and joins nothing
+        if not one.inside.any():  # a line or a point, which cuts no hole and is not united with others
             edges[one.window] |= one.path
     solid = [k for k, one in enumerate(filled) if one.inside.any()]
     if any(c.exclusive for c in contours):
@@ -85,10 +87,10 @@ def fill_contours(contours: Sequence[Contour], shape: tuple[int, int]) -> Filled
 
 
 def _grouped(contours: Sequence[Contour], joining: tuple[ContourRelation, ...]) -> tuple[list[list[int]], bool]:
-    """The contours in groups; those of a ``joining`` relation are in one, directly or through others.
+    """Group contours; those with a ``joining`` relation, directly or through others, are in one group.
 
     Returns:
-        The indices of the contours of each group, and whether a contour lies inside one of another group.
+        The indices of the contours of each group, and True if a contour lies inside one of another group.
     """
     group_of = list(range(len(contours)))
     nested: list[tuple[int, int]] = []
@@ -106,7 +108,7 @@ def _grouped(contours: Sequence[Contour], joining: tuple[ContourRelation, ...]) 
 
 
 def _near_pairs(contours: Sequence[Contour]) -> list[tuple[int, int]]:
-    """Pairs of contours whose bounding boxes meet; spongy bone has hundreds of contours on a slice."""
+    """Return the pairs of contours whose bounding boxes meet; spongy bone has hundreds of contours on a slice."""
     if not contours:
         return []
     reach = np.array([max(_SAME, c.tolerance) for c in contours])[:, None]
@@ -130,6 +132,6 @@ def _add(members: list[FilledPolygon], inside: NDArray[np.bool_], edges: NDArray
     for one in members:
         united[one.window] |= one.inside
         path[one.window] |= one.path
-    # What lies within the union is no edge of it: the path of one contour does not cut through another one's hole.
+    # Paths inside the union are not edges of it, so they do not cut through another contour's hole.
     inside ^= united
     edges |= path & ~united

@@ -1,4 +1,4 @@
-"""A plan from a folder of DICOM files: which series become cases, with which labels and which structures."""
+"""Plans a collection from a folder of DICOM files: the series that become cases, their labels and structures."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from semiseg.dataset.folder import Dataset
 from semiseg.errors import InputError
 from semiseg.volumes.formats.registry import format_names
 
-_TELLING, _TELLING_WITHIN = 3, 5  # characters: shorter parts of a name are words, or in words, of their own
+_TELLING, _TELLING_WITHIN = 3, 5  # minimum length of a part of a patient's name as a whole word, and within a word
 
 
 def plan_dicom(
     root: Path, options: CollectOptions, extended: Dataset | None = None, progress: Callable[[int], None] | None = None
 ) -> CollectionPlan:
-    """Look through ``root`` and say what becomes of every image series in it.
+    """Index ``root`` and decide on every image series in it.
 
     Args:
-        root: the source folder.
-        options: what was asked for.
-        extended: the dataset that new scans are added to; its structures go on.
-        progress: called with the number of files looked at.
+        root: Source folder.
+        options: Selection by the user.
+        extended: Dataset that new scans are added to, whose structures are kept; None for a new dataset.
+        progress: Function that is called with the number of files read.
 
     Raises:
-        InputError: nothing to collect, or something that only the person can decide.
+        InputError: There is nothing to collect, or the user has to decide something first.
     """
     found = index_source(root, progress)
     matches = match_labels(found, options.matches)
@@ -47,7 +47,7 @@ def plan_dicom(
     labels_of = [[label for s in group for label in matches.by_series.get(s.key, ())] for group in groups]
     taken = {s.key for group in groups for s in group}
     orphans = [
-        ReportEntry("left out", "label", found.display_path(label.path), "Its scan was refused or not asked for.")
+        ReportEntry("left out", "label", found.display_path(label.path), "Its scan was refused or not selected.")
         for key, labels in matches.by_series.items()
         if key not in taken
         for label in labels
@@ -72,16 +72,16 @@ def plan_dicom(
 
 
 def _asked_for(found: SourceIndex, options: CollectOptions) -> tuple[list[ImageSeries], list[ReportEntry]]:
-    """The series of the modalities and descriptions asked for, and a line for every other."""
+    """Return the series of the selected modalities and descriptions, and a report entry for every other series."""
     chosen, entries = [], []
     for series in found.series.values():
         first = series.first
         if options.modalities and first.modality.upper() not in {m.upper() for m in options.modalities}:
             entries.append(
-                ReportEntry("left out", "scan", _name(found, series), f"Modality {first.modality} was not asked for.")
+                ReportEntry("left out", "scan", _name(found, series), f"Modality {first.modality} was not selected.")
             )
         elif options.descriptions and not any(_matches(first.description, p) for p in options.descriptions):
-            reason = f"Series Description '{first.description}' was not asked for."
+            reason = f"Series Description '{first.description}' was not selected."
             entries.append(ReportEntry("left out", "scan", _name(found, series), reason))
         else:
             chosen.append(series)
@@ -89,20 +89,20 @@ def _asked_for(found: SourceIndex, options: CollectOptions) -> tuple[list[ImageS
 
 
 def _one_modality(series: list[ImageSeries], options: CollectOptions) -> str:
-    """The name of the only channel: its modality."""
+    """Return the modality as the name of the only channel."""
     counts = Counter(s.first.modality for s in series)
     if len(counts) == 1:
         return next(iter(counts))
-    if options.modalities:  # several, by name: so it is meant
+    if options.modalities:  # the user has selected several modalities on purpose
         return "image"
     listed = ", ".join(f"{modality} ({n})" for modality, n in counts.most_common())
-    raise InputError(f"The image series are of several modalities, {listed}: name the one to collect with --modality.")
+    raise InputError(f"The series have several modalities, {listed}: select one with --modality.")
 
 
 def _by_channel(
     found: SourceIndex, series: list[ImageSeries], options: CollectOptions
 ) -> tuple[list[tuple[ImageSeries, ...]], list[ReportEntry]]:
-    """Each series alone, or one series for each channel from every study."""
+    """Return each series as a group of one, or a group of one series for each channel from every study."""
     if not options.channels:
         return [(s,) for s in series], []
     studies: dict[str, list[ImageSeries]] = {}
@@ -131,7 +131,7 @@ def _by_channel(
 def _structures(
     found: SourceIndex, labels: Iterable[LabelFile], options: CollectOptions, extended: Dataset | None
 ) -> Structures:
-    """The structures to look for: those of the dataset, of ``--labels``, or all that the label files name."""
+    """Return the structures to read: those of the dataset, of ``--labels``, or all that the label files name."""
     files = list(labels)
     if extended is not None:
         return extend_structures(extended.segments, options.labels, options.overlap)
@@ -143,17 +143,17 @@ def _structures(
         if files and unknown and all(label.kind != "label map" for label in files):
             raise InputError(
                 f"No label holds {abbreviate_ids(unknown)}; "
-                f"the structures that there are: {abbreviate_ids(sorted(names), 40)}."
+                f"the labels hold these structures: {abbreviate_ids(sorted(names), 40)}."
             )
         return structures
     unnamed = [label for label in files if label.kind == "label map"]
     if unnamed:
         raise InputError(
-            f"{unnamed[0].path} is a label of numbers without names: say what they mean with --labels NAME=1,OTHER=2."
+            f"{unnamed[0].path} is a label map without names: name its values with --labels NAME=1,OTHER=2."
         )
     if not names:
         raise InputError(
-            "None of the scans has a label that can be matched to it, so what the dataset is to teach is not known. "
+            "None of the scans has a label that can be matched to it, so the structures of the dataset are unknown. "
             "Give --matches, or name the structures to be outlined later with --labels NAME=1,OTHER=2."
         )
     _require_no_patient(found, names)
@@ -161,7 +161,7 @@ def _structures(
 
 
 def _require_no_patient(found: SourceIndex, names: set[str]) -> None:
-    """Names of structures go into the dataset: refuse those that hold a patient's name or id."""
+    """Refuse names of structures that hold a patient's name or id, because they are written to the dataset."""
     patients = {(s.first.patient, s.first.patient_name) for s in found.series.values()}
     parts = {part for both in patients for field in both for part in _parts(field) if len(part) >= _TELLING}
     telling = [
@@ -171,8 +171,8 @@ def _require_no_patient(found: SourceIndex, names: set[str]) -> None:
     ]
     if telling:
         raise InputError(
-            f"{abbreviate_ids(telling)}: the name of a structure holds a patient's name or id, and would be in "
-            "the dataset. Name the structures with --labels."
+            f"{abbreviate_ids(telling)}: the name of a structure holds a patient's name or id, and would be "
+            "written to the dataset. Name the structures with --labels."
         )
 
 
@@ -211,10 +211,10 @@ def _matches(description: str, pattern: str) -> bool:
 
 def _nothing(found: SourceIndex, left_out: list[ReportEntry]) -> str:
     if left_out:
-        return f"None of the {len(left_out)} image series in {found.root} is of the modality and description asked for."
+        return f"None of the {len(left_out)} image series in {found.root} has the selected modality and description."
     if found.volumes:
         return (
-            f"{found.root} holds {len(found.volumes)} {format_names(found.volumes)} file(s) and no DICOM images. Name "
+            f"{found.root} holds {len(found.volumes)} {format_names(found.volumes)} file(s) but no DICOM images. Name "
             "images and labels in the CSV of --matches, or give a folder with imagesTr/ and dataset.json."
         )
     return f"{found.root} holds no DICOM images."

@@ -1,8 +1,8 @@
-"""Voxels of one grid found again in another that has the same voxels in another order.
+"""Maps the voxels of an array to a grid that has the same voxels in another order.
 
-Converters turn and flip axes: a label drawn on a DICOM series and stored as NIfTI often runs the other way. That loses
-nothing as long as every voxel centre of the label is a voxel centre of the scan; anything else is refused, since
-resampling a label is a decision.
+Converters permute and flip axes: a label drawn on a DICOM series and stored as NIfTI often has reversed axes. Nothing
+is lost as long as every voxel centre of the label is a voxel centre of the scan. Any other label is refused: the user
+has to decide if it may be resampled.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from semiseg.volumes.volume import GRID_TOLERANCE, Volume
 
 @dataclass(frozen=True, eq=False)
 class GridMapping:
-    """How the indices of an array lie in a grid: index in grid = start + steps @ index in array.
+    """Mapping from indices of an array to indices of a grid: index in grid = start + steps @ index in array.
 
     Attributes:
         start: (3,) integers.
-        steps: (3, N) integers; each column is plus or minus one along one axis of the grid, no two along the same.
+        steps: (3, N) integers; each column is plus or minus one along one axis of the grid, no two along the same one.
     """
 
     start: NDArray[np.int64]
     steps: NDArray[np.int64]
 
     def indices(self, where: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-        """Indices in the grid, ready for NumPy, of indices (N, M) in the array."""
+        """Convert indices (N, M) in the array to indices in the grid, as a tuple for NumPy."""
         return tuple(self.start[:, None] + self.steps @ where)
 
 
@@ -38,12 +38,12 @@ def find_in_grid(grid: Volume, affine: NDArray[np.float64], shape: tuple[int, ..
     """Find an array's voxels in ``grid``.
 
     Args:
-        grid: the scan.
-        affine: (4, N + 1) from the array's N indices to RAS+ mm.
-        shape: the array's N sizes.
+        grid: Grid of the scan.
+        affine: (4, N + 1) matrix from the array's N indices to RAS+ mm.
+        shape: N sizes of the array.
 
     Raises:
-        VolumeError: they are no voxels of the grid; the sentence says by how much.
+        VolumeError: The array's voxels are not voxels of the grid; the message gives the difference.
     """
     to_index = np.linalg.inv(grid.affine) @ affine
     exact, origin = to_index[:3, :-1], to_index[:3, -1]
@@ -56,7 +56,7 @@ def find_in_grid(grid: Volume, affine: NDArray[np.float64], shape: tuple[int, ..
     aside = np.abs(origin[:, None] + exact @ corners - start[:, None] - steps @ corners).max()
     if aside > GRID_TOLERANCE:
         if np.abs(origin - start).max() > GRID_TOLERANCE:
-            raise VolumeError(f"its voxels lie up to {aside:.2f} of a voxel beside the scan's.")
+            raise VolumeError(f"its voxels lie up to {aside:.2f} of a voxel away from the scan's.")
         raise VolumeError(_why(grid, affine))
     reached = start[:, None] + steps @ corners
     if (reached < 0).any() or (reached >= np.array(grid.shape)[:, None]).any():
@@ -67,10 +67,10 @@ def find_in_grid(grid: Volume, affine: NDArray[np.float64], shape: tuple[int, ..
 
 
 def reorder_to_grid(grid: Volume, label: Volume) -> NDArray[Any]:
-    """The array of ``label`` in the order of the voxels of ``grid``.
+    """Return the array of ``label`` in the order of the voxels of ``grid``.
 
     Raises:
-        VolumeError: ``label`` has other voxels than ``grid``: in another place, more of them, or fewer.
+        VolumeError: The voxels of ``label`` are not those of ``grid``: they lie elsewhere, or there are more or fewer.
     """
     try:
         placement = find_in_grid(grid, label.affine, label.shape)
@@ -89,6 +89,6 @@ def reorder_to_grid(grid: Volume, label: Volume) -> NDArray[Any]:
 def _why(grid: Volume, affine: NDArray[np.float64]) -> str:
     own = np.linalg.norm(affine[:3, :-1], axis=0)
     if all(min(abs(length - spacing) / spacing for spacing in grid.spacing) < 1e-3 for length in own):
-        return "its axes are turned against the scan's."
+        return "its axes are rotated relative to the scan's."
     sizes = [" x ".join(f"{v:.4g}" for v in spacing) for spacing in (own, grid.spacing)]
     return f"its voxels measure {sizes[0]} mm and the scan's {sizes[1]} mm."

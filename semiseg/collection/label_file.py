@@ -1,4 +1,4 @@
-"""One file that outlines structures: what it calls them, and which images it says it was drawn on."""
+"""Description of a label file: the names of its structures and the images that it refers to."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class LabelFile:
     """A label file, from its header.
 
     Attributes:
-        path: the file.
-        kind: way of reading it; a label map (NIfTI, NRRD, ...) has values and no names.
-        names: names of the structures in the file's order, each name once; a label map has none.
-        unusable: structures that are no solid bodies (a point, an open line), and why.
+        path: Path of the file.
+        kind: Type of the file; a label map (NIfTI, NRRD, ...) has values but no names.
+        names: Names of the structures in the file's order, each name once; empty for a label map.
+        unusable: Reasons by name for structures that are not solid bodies (a point, an open line).
         instances, series, frames: SOP Instance, Series Instance and Frame of Reference UIDs that it refers to.
     """
 
@@ -41,28 +41,28 @@ class LabelReader(Protocol):
     """An opened label file on the grid of its scan."""
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """The voxels (X, Y, Z) of a structure, on the scan's grid.
+        """Return the voxels (X, Y, Z) of a structure, on the scan's grid.
 
         Raises:
-            VolumeError: they cannot be told exactly.
+            VolumeError: The voxels cannot be determined exactly.
         """
 
     def notes(self, name: str) -> list[str]:
-        """What a reader of the report should know of a structure that was read."""
+        """Return notes for the report about a structure that was read."""
 
 
 def items(dataset: pydicom.Dataset, keyword: str, path: Path) -> list[pydicom.Dataset]:
-    """The items of a sequence, none where it is absent.
+    """Return the items of a sequence, none if it is absent.
 
     Raises:
-        VolumeError: the sequence cannot be parsed.
+        VolumeError: The sequence cannot be parsed.
     """
     found = value(dataset, keyword, path)
     return [item for item in found or () if isinstance(item, pydicom.Dataset)]
 
 
 def texts(datasets: list[pydicom.Dataset], keyword: str, path: Path) -> Iterator[str]:
-    """The values of an attribute in several items, without the empty ones."""
+    """Yield the values of an attribute in several items, without the empty ones."""
     for dataset in datasets:
         found = text(dataset, keyword, path)
         if found:

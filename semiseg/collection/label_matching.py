@@ -1,14 +1,14 @@
-"""Which label file belongs to which scan: by what it refers to, by a CSV, or by lying alone with it. Never by guessing.
+"""Matches label files to scans, by a CSV, by the references in the file, or by the folder. Nothing is guessed.
 
 In this order:
 
-1. A row of the CSV is believed, whatever the label file refers to.
-2. A SEG or RTSTRUCT belongs to the series that holds the images it refers to; where it names no images, to the series
-   it names; where it names neither, to the only series of its frame of reference.
+1. A row of the CSV takes precedence over the references of the label file.
+2. A SEG or RTSTRUCT belongs to the series that holds the images it refers to; if it names no images, to the series it
+   names; if it names neither, to the only series of its frame of reference.
 3. A label map in a file (NIfTI, NRRD, ...) belongs to the only series in its own folder (and the folders below) if no
    other such file is there.
 
-What fits two scans, or none, is refused with a sentence, and the scan counts as one that nobody outlined.
+A label file that fits two scans or none is refused with a reason, and the scan counts as unlabelled.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class LabelMatches:
     """Label files by the scan they belong to.
 
     Attributes:
-        by_series: by the series' key.
-        images: files with volumes that the CSV names as scans, with their label files.
-        chosen: label files that the CSV names.
-        entries: what was refused.
+        by_series: Label files by the key of the series.
+        images: Label files by the path of a volume that the CSV names as a scan.
+        chosen: Label files that the CSV names.
+        entries: Report entries for refused label files.
     """
 
     by_series: dict[str, list[LabelFile]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def match_labels(found: SourceIndex, table: Path | None) -> LabelMatches:
     """Match every label file of a source folder, and those that ``table`` names, to their scans.
 
     Raises:
-        InputError: a row of the table names something that is not there or that fits two scans.
+        InputError: A row of the table names something that does not exist or that fits two scans.
     """
     matches = LabelMatches()
     for number, (scan, label) in enumerate(_rows(table) if table else (), start=2):
@@ -68,16 +68,16 @@ def match_labels(found: SourceIndex, table: Path | None) -> LabelMatches:
 
 
 def describe_label_file(path: Path) -> LabelFile:
-    """A label file of whatever kind, from its header.
+    """Read the description of a label file of any type from its header.
 
     Raises:
-        VolumeError: not readable, or neither a volume nor SEG nor RTSTRUCT.
+        VolumeError: The file is not readable, or is neither a volume nor SEG nor RTSTRUCT.
     """
     if is_image_file(path):
         return describe_seg_nrrd(path) if is_seg_nrrd(path) else LabelFile(path, "label map")
     if not (path.is_file() and is_dicom(path)):
         what = f"; it is {describe_file(path)}" if path.is_file() else ""
-        raise VolumeError(f"{path} is no label file: neither NIfTI nor DICOM nor another volume that is read{what}.")
+        raise VolumeError(f"{path} is not a label file: neither NIfTI nor DICOM nor another supported volume{what}.")
     sop_class = text(read_dicom(path, pixels=False, tags=["SOPClassUID"]), "SOPClassUID", path)
     if sop_class in SEG_CLASSES:
         return describe_seg(path)
@@ -97,7 +97,7 @@ def _rows(table: Path) -> list[tuple[str, str]]:
     separator = ";" if lines and ";" in lines[0] else ","  # some spreadsheets write semicolons
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
     if not rows or [cell.lower() for cell in rows[0]] != ["scan", "label"]:
-        raise InputError(f"{table} must have the columns scan,label and say so in its first line.")
+        raise InputError(f"{table} must have the columns scan,label, named in its first line.")
     bad = next((number for number, row in enumerate(rows, start=1) if row and len(row) != 2), None)
     if bad:
         raise InputError(f"{table}, line {bad}: two columns are expected: a scan and its label.")
@@ -105,13 +105,13 @@ def _rows(table: Path) -> list[tuple[str, str]]:
 
 
 def _by_row(found: SourceIndex, matches: LabelMatches, where: str, beside: Path, scan: str, label: str) -> None:
-    """Follow one row; its paths are relative to the source folder or to the CSV."""
+    """Apply one row; its paths are relative to the source folder or to the CSV."""
     if not scan and not label:
         return
     key = _scan_named(found, where, beside, scan)
     if not label:
         if isinstance(key, str):
-            raise InputError(f"{where}: scan '{scan}' has no label; leave the line out.")
+            raise InputError(f"{where}: scan '{scan}' has no label; remove the line.")
         matches.images.setdefault(key, [])
         return
     path = _path(found, beside, label)
@@ -131,7 +131,7 @@ def _by_row(found: SourceIndex, matches: LabelMatches, where: str, beside: Path,
 
 
 def _scan_named(found: SourceIndex, where: str, beside: Path, scan: str) -> str | Path:
-    """The key of the series that a row names, or the path of a volume in a file."""
+    """Return the key of the series that a row names, or the path of the volume."""
     if scan in found.series:
         return scan
     path = _path(found, beside, scan)
@@ -144,7 +144,7 @@ def _scan_named(found: SourceIndex, where: str, beside: Path, scan: str) -> str 
         return inside[0]
     if not is_image_file(path):
         raise InputError(
-            f"{where}: '{scan}' is a file, but no NIfTI image or other volume: it is {describe_file(path)}."
+            f"{where}: '{scan}' is a file, but not a NIfTI image or other volume: it is {describe_file(path)}."
         )
     return path.resolve()
 
@@ -177,9 +177,7 @@ def _by_reference(found: SourceIndex, matches: LabelMatches, outline: DicomObjec
     if not keys:
         reason = f"The {kind} refers to {how} that the source folder does not hold."
     else:
-        reason = (
-            f"The {kind} refers to {how} of {len(keys)} series ({', '.join(keys[:4])}); --matches can name the one."
-        )
+        reason = f"The {kind} refers to {how} of {len(keys)} series ({', '.join(keys[:4])}); --matches can select one."
     matches.entries.append(ReportEntry("refused", "label", name, reason))
 
 
@@ -194,8 +192,8 @@ def _by_folder(found: SourceIndex, matches: LabelMatches, path: Path) -> None:
             matches.entries.append(ReportEntry("refused", "label", found.display_path(path), reason))
         return
     reason = (
-        f"Its folder holds {len(beside)} image series and {len(rivals)} {format_names(rivals)} file(s), so whose label "
-        "it is is not known; name it in the CSV of --matches."
+        f"Its folder holds {len(beside)} image series and {len(rivals)} {format_names(rivals)} file(s), so it is "
+        "unknown to which scan it belongs; name it in the CSV of --matches."
     )
     matches.entries.append(ReportEntry("refused", "label", found.display_path(path), reason))
 
@@ -211,19 +209,19 @@ def _give(found: SourceIndex, matches: LabelMatches, key: str, label: LabelFile)
 
 
 def ambiguity_reason(files: list[LabelFile], wanted: dict[str, list[str]]) -> str | None:
-    """Why several label files of one scan cannot be put together; None when each structure is in one of them.
+    """Return the reason why the label files of one scan cannot be combined; None if each structure is in one of them.
 
     Args:
-        files: the label files of one scan.
-        wanted: for each structure, the files (as the report names them) that hold it.
+        files: Label files of one scan.
+        wanted: Files (as the report names them) that hold each structure, by its name.
     """
     if sum(label.kind == "label map" for label in files) and len(files) > 1:
         return (
             f"The scan has {len(files)} label files, at least one of them a label map (such as NIfTI) without names; "
-            "--matches can name the one to take."
+            "--matches can select one."
         )
     for name, holders in wanted.items():
         if len(holders) > 1:
             listed = ", ".join(holders)
-            return f"'{name}' is outlined in {len(holders)} files ({listed}); --matches can name the one to take."
+            return f"'{name}' is outlined in {len(holders)} files ({listed}); --matches can select one."
     return None

@@ -1,4 +1,4 @@
-"""Structures from a label map (NIfTI, NRRD, ...) that has the scan's own voxels, in whatever order of axes."""
+"""Reads structures from a label map (NIfTI, NRRD, ...) that has the scan's own voxels, in any order of axes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ class LabelMapReader:
     """A label map, opened on the grid of its scan.
 
     Args:
-        path: the file.
-        grid: the scan.
-        value_of: the values that structures have in the file, by their names.
-        strict: true refuses values that have no name; a file that nobody named as a label may be another image.
+        path: Path of the file.
+        grid: Grid of the scan.
+        value_of: Values of the structures in the file, by their names.
+        strict: If True, values without a name are refused; a file that the user did not name as a label may be another
+            image.
 
     Raises:
-        VolumeError: not a label map, on another grid, or with values that cannot be labels.
+        VolumeError: The file is not a label map, lies on another grid, or has values that cannot be labels.
     """
 
     def __init__(self, path: Path, grid: Volume, value_of: Mapping[str, int], *, strict: bool) -> None:
@@ -39,19 +40,19 @@ class LabelMapReader:
             raise VolumeError(f"{path}: {error}") from error
         low, high = int(self._array.min()), int(self._array.max())
         if low < 0 or high > 255:
-            raise VolumeError(f"{path}: values from {low} to {high} are no labels (1 to 255); is this an image?")
+            raise VolumeError(f"{path}: values from {low} to {high} are not labels (1 to 255); is this an image?")
         self.unknown_values = sorted({int(v) for v in np.unique(self._array)} - {0, *value_of.values()})
         if strict and self.unknown_values:
             values = ", ".join(map(str, self.unknown_values[:8]))
             raise VolumeError(
                 f"{path}: holds the value(s) {values}, which --labels does not name; name the file in the CSV of "
-                f"--matches if it is a label map of which only some values are wanted."
+                f"--matches if only some values of the label map are to be collected."
             )
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """The voxels (X, Y, Z) that have the value of ``name``."""
+        """Return the voxels (X, Y, Z) that have the value of ``name``."""
         return np.asarray(self._array == self._value_of[name])
 
     def notes(self, name: str) -> list[str]:
-        """Nothing: a label map says no more than its values."""
+        """Return no notes: a label map holds nothing besides its values."""
         return []

@@ -1,9 +1,9 @@
-"""Structures from a radiotherapy structure set (RTSTRUCT, PS3.3 A.19), filled on the slices they were drawn on.
+"""Reads structures from a radiotherapy structure set (RTSTRUCT, PS3.3 A.19) and fills them on their slices.
 
-Contours are polygons in patient coordinates (ROI Contour Module, PS3.3 C.8.8.6). They are filled where they lie: a
-contour belongs to the slice within half a slice distance, and voxels whose centres it encloses or runs through are
-inside (PS3.3 C.8.8.6.3). Several contours on one slice are combined as :mod:`semiseg.collection.contour_sets` says, and
-the report is told where that is a matter of convention. Nothing is interpolated between slices.
+Contours are polygons in patient coordinates (ROI Contour Module, PS3.3 C.8.8.6). They are filled in place: a contour
+belongs to the slice within half a slice distance, and voxels whose centres it encloses or runs through are inside
+(PS3.3 C.8.8.6.3). :mod:`semiseg.collection.contour_sets` combines several contours on one slice; where that is a matter
+of convention, the report has a note. Nothing is interpolated between slices.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _TOLD: dict[ContourConvention, str] = {
     "cancelled": "'{name}' repeats contours of type CLOSEDPLANAR_XOR on {n} slice(s); pairs of them cancel each other.",
     "mixed": "'{name}' has contours of type CLOSED_PLANAR beside CLOSEDPLANAR_XOR on {n} slice(s); all were combined "
     "by exclusive or.",
-    "twice": "'{name}' has a contour on {n} slice(s) that goes round a part of itself twice; that part was left out, "
-    "as what a keyhole cuts out.",
+    "twice": "'{name}' has a contour on {n} slice(s) that encloses a part twice; that part was left out, like the "
+    "hole of a keyhole.",
 }
 _HALF = 0.499  # a contour midway between two slices belongs to neither
 _ONE_PLANE = 0.1  # slices: contours closer than this lie in one plane
 
 
 def describe_rtstruct(path: Path) -> LabelFile:
-    """Read what a structure set names and refers to; structures without contours are not among the names.
+    """Read the names and references of a structure set; structures without contours are not among the names.
 
     Raises:
-        VolumeError: not readable.
+        VolumeError: The file is not readable.
     """
     struct = read_dicom(path, pixels=False)
     instances: set[str] = set()
@@ -65,8 +65,8 @@ def describe_rtstruct(path: Path) -> LabelFile:
         for contour in contours:
             instances |= set(texts(items(contour, "ContourImageSequence", path), "ReferencedSOPInstanceUID", path))
         kinds = {text(contour, "ContourGeometricType", path) or "no type" for contour in contours}
-        if called.count(name) > 1:  # two drawings, of which nobody says which one counts
-            unusable[name] = f"{called.count(name)} structures are called '{name}'."
+        if called.count(name) > 1:  # it is unknown which of several structures of one name is valid
+            unusable[name] = f"{called.count(name)} structures have the name '{name}'."
         elif contours and not kinds & set(SOLID):
             unusable[name] = f"'{name}' has contours of type {', '.join(sorted(kinds))} only, which enclose nothing."
         elif contours:
@@ -82,12 +82,12 @@ class RtstructReader:
     """A structure set, opened on the grid of its scan.
 
     Args:
-        path: the file.
-        grid: the scan, with its slices along the third axis.
-        frame: Frame of Reference UID of the scan; "" where nothing is to be compared.
+        path: Path of the file.
+        grid: Grid of the scan, with its slices along the third axis.
+        frame: Frame of Reference UID of the scan; "" if it is not to be compared.
 
     Raises:
-        VolumeError: not readable.
+        VolumeError: The file is not readable.
     """
 
     def __init__(self, path: Path, grid: Volume, frame: str) -> None:
@@ -100,13 +100,13 @@ class RtstructReader:
         self._remarks: dict[str, list[str]] = defaultdict(list)
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """The voxels (X, Y, Z) whose centres the contours of ``name`` enclose or run through.
+        """Return the voxels (X, Y, Z) whose centres the contours of ``name`` enclose or run through.
 
-        Contours of type POINT beside closed ones are left out and told: they enclose nothing.
+        Contours of type POINT beside closed ones enclose nothing; they are left out, with a note.
 
         Raises:
-            VolumeError: a contour that is not closed and planar, lies on no slice, or was drawn in another frame of
-                reference; two planes of contours on one slice.
+            VolumeError: A contour is not closed and planar, lies on no slice, or was drawn in another frame of
+                reference; or two planes of contours fall on one slice.
         """
         strange = self._frame_of[name] - {self._frame}
         if self._frame and strange:
@@ -128,7 +128,7 @@ class RtstructReader:
                 apart = (max(heights) - min(heights)) * self._grid.spacing[2]
                 raise VolumeError(
                     f"{self._path}: structure '{name}' has contours in planes {apart:.2f} mm apart that fall on one "
-                    f"slice ({k + 1} of {self._grid.shape[2]}); it was drawn on thinner slices than the scan's."
+                    f"slice ({k + 1} of {self._grid.shape[2]}); it was drawn on thinner slices than those of the scan."
                 )
             area = fill_contours([outline for _, outline in outlines], self._grid.shape[:2])
             out[:, :, k] = area.mask
@@ -138,26 +138,26 @@ class RtstructReader:
         return out
 
     def notes(self, name: str) -> list[str]:
-        """What was skipped in drawing, was left out, or is a matter of convention; once the mask was asked for."""
+        """Return notes about omitted contours and used conventions; they exist after :meth:`mask` was called."""
         return self._remarks[name]
 
     def _solid(self, name: str) -> tuple[list[pydicom.Dataset], int]:
-        """The closed contours of a structure, and how many single points it has beside them."""
+        """Return the closed contours of a structure, and the number of its single points."""
         kinds = [text(contour, "ContourGeometricType", self._path) or "no type" for contour in self._contours[name]]
         closed = any(kind in SOLID for kind in kinds)
         for kind in kinds:
             if kind not in SOLID and not (kind == _POINT and closed):
                 raise VolumeError(
-                    f"{self._path}: structure '{name}' has a contour of type {kind}; CLOSED_PLANAR is read."
+                    f"{self._path}: structure '{name}' has a contour of type {kind}; only CLOSED_PLANAR is read."
                 )
         solid = [contour for contour, kind in zip(self._contours[name], kinds, strict=True) if kind in SOLID]
         return solid, kinds.count(_POINT)
 
     def _on_slice(self, contour: pydicom.Dataset, name: str) -> tuple[float, float, Contour]:
-        """Where a contour lies along the slices, as a slice's index, how far its points spread, and its pixels."""
+        """Return a contour's position and the spread of its points along the slices, in slices, and its pixels."""
         found = numbers(contour, "ContourData", self._path)
         if not found or len(found) % 3 or not np.isfinite(found).all():
-            raise VolumeError(f"{self._path}: a contour of structure '{name}' has no points or a broken list of them.")
+            raise VolumeError(f"{self._path}: a contour of structure '{name}' has no points or an invalid list.")
         points = np.array(found).reshape(-1, 3)
         to_index = np.asarray(np.linalg.inv(lps_to_ras(self._grid.affine)), dtype=np.float64)
         indices = points @ to_index[:3, :3].T + to_index[:3, 3]
@@ -177,9 +177,10 @@ class RtstructReader:
 
 
 def _once(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A contour without points that repeat the one before; its first is often repeated at the end, or the whole of it.
+    """Remove points that repeat the one before, and a repetition of the whole contour.
 
-    The standard forbids the former (PS3.3 C.8.8.6.1). The latter would enclose everything twice.
+    Often the first point is repeated at the end, which the standard forbids (PS3.3 C.8.8.6.1), or the whole contour,
+    which would then enclose everything twice.
     """
     moved = (points != np.roll(points, 1, axis=0)).any(axis=1)
     points = points[moved] if moved.any() else points[:1]
@@ -195,7 +196,7 @@ def _remarks(
     bent: Sequence[float],
     told: Counter[ContourConvention],
 ) -> list[str]:
-    """What the report says of a structure that was read from contours on ``slices``; ``bent`` are spreads in mm."""
+    """Make the notes on a structure that was read from contours on ``slices``; ``bent`` are spreads in mm."""
     out = []
     drawn = sorted(slices)
     between = drawn[-1] - drawn[0] + 1 - len(drawn) if drawn else 0
@@ -208,14 +209,14 @@ def _remarks(
         out.append(f"'{name}' has {points} contour(s) of type POINT, which enclose nothing; they were left out.")
     if bent:
         out.append(
-            f"'{name}' has {len(bent)} contour(s) that lie in no plane: their points differ by up to {max(bent):.2f} "
-            "mm across the slices; each was taken for its nearest slice."
+            f"'{name}' has {len(bent)} contour(s) that are not planar: their points differ by up to {max(bent):.2f} "
+            "mm across the slices; each was assigned to its nearest slice."
         )
     return out + [sentence.format(name=name, n=told[kind]) for kind, sentence in _TOLD.items() if told[kind]]
 
 
 def _contours(struct: pydicom.Dataset, path: Path) -> dict[str, list[pydicom.Dataset]]:
-    """The contours of every structure by its name."""
+    """Return the contours of every structure by its name."""
     number_of: dict[int, str] = {}
     out: dict[str, list[pydicom.Dataset]] = {}
     for roi in items(struct, "StructureSetROISequence", path):

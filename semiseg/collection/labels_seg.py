@@ -1,7 +1,7 @@
-"""Structures from a DICOM Segmentation object (SEG, PS3.3 A.51) on the voxels of the series it was drawn on.
+"""Reads structures from a DICOM Segmentation object (SEG, PS3.3 A.51) on the voxels of the series it was drawn on.
 
-Every frame says by its own position and orientation where it lies (PS3.3 C.7.6.16.2), so frames may come in any order,
-run the other way, or cover a part of a slice. A SEG whose pixels are not the scan's own voxels is refused.
+Every frame has its own position and orientation (PS3.3 C.7.6.16.2), so frames may come in any order, have reversed
+axes, or cover a part of a slice. A SEG whose pixels are not the scan's own voxels is refused.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from semiseg.volumes.volume import Volume
 
 
 def describe_seg(path: Path) -> LabelFile:
-    """Read what a SEG names and refers to.
+    """Read the names and references of a SEG.
 
     Raises:
-        VolumeError: not readable, or without segments.
+        VolumeError: The file is not readable, or has no segments.
     """
     seg = read_dicom(path, pixels=False)
     instances: set[str] = set()
@@ -55,11 +55,11 @@ def describe_seg(path: Path) -> LabelFile:
 class SegReader:
     """A SEG, opened on the grid of its scan.
 
-    BINARY segments are taken as they are, FRACTIONAL ones from half of the maximum value on, and LABELMAP ones by
-    their number. Segments of one name are one structure.
+    BINARY segments are used as they are, FRACTIONAL ones are thresholded at half of the maximum value (inclusive), and
+    LABELMAP ones are found by their number. Segments with the same name are one structure.
 
     Raises:
-        VolumeError: its frames do not lie on the voxels of ``grid``, or cannot be decoded.
+        VolumeError: The frames do not lie on the voxels of ``grid``, or cannot be decoded.
     """
 
     def __init__(self, path: Path, grid: Volume) -> None:
@@ -68,13 +68,13 @@ class SegReader:
         self._names = _names(self._seg, path)
         self._kind = text(self._seg, "SegmentationType", path)
         if self._kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
-            raise VolumeError(f"{path}: a SEG of type '{self._kind}' is not known.")
+            raise VolumeError(f"{path}: a SEG of type '{self._kind}' is not supported.")
         maximum = numbers(self._seg, "MaximumFractionalValue", path)
         self._half = (255 if maximum is None else maximum[0]) / 2
         self._frames = _frames(self._seg, path, grid, labelmap=self._kind == "LABELMAP")
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """The voxels (X, Y, Z) of every segment called ``name``."""
+        """Return the voxels (X, Y, Z) of every segment called ``name``."""
         wanted = {number for number, called in self._names.items() if called == name}
         labelmap = self._kind == "LABELMAP"
         chosen = [k for k, (number, _) in enumerate(self._frames) if labelmap or number in wanted]
@@ -94,9 +94,9 @@ class SegReader:
         return out
 
     def notes(self, name: str) -> list[str]:
-        """Whether several segments were put together."""
+        """Return a note if several segments were combined."""
         count = sum(called == name for called in self._names.values())
-        return [f"'{name}' is {count} segments of the SEG put together."] if count > 1 else []
+        return [f"'{name}' combines {count} segments of the SEG."] if count > 1 else []
 
 
 def _names(seg: pydicom.Dataset, path: Path) -> dict[int, str]:
@@ -112,7 +112,7 @@ def _names(seg: pydicom.Dataset, path: Path) -> dict[int, str]:
 
 
 def _frames(seg: pydicom.Dataset, path: Path, grid: Volume, *, labelmap: bool) -> list[tuple[int, GridMapping]]:
-    """(segment number, place in the grid) of every frame, in the order of the pixel data."""
+    """Return (segment number, place in the grid) of every frame, in the order of the pixel data."""
     size = [numbers(seg, keyword, path) for keyword in ("Rows", "Columns", "NumberOfFrames")]
     if any(found is None for found in size):
         raise VolumeError(f"{path}: the SEG lacks Rows, Columns or Number of Frames.")
@@ -120,13 +120,13 @@ def _frames(seg: pydicom.Dataset, path: Path, grid: Volume, *, labelmap: bool) -
     shared = (items(seg, "SharedFunctionalGroupsSequence", path) or [pydicom.Dataset()])[0]
     frames = items(seg, "PerFrameFunctionalGroupsSequence", path)
     if len(frames) != count:
-        raise VolumeError(f"{path}: the SEG has {count} frames and describes {len(frames)}.")
+        raise VolumeError(f"{path}: the SEG has {count} frames but describes {len(frames)}.")
     out = []
     for number, frame in enumerate(frames, start=1):
         place_ = _placement(frame, shared, (rows, columns), path, grid, number)
         segment = _functional(frame, shared, "SegmentIdentificationSequence", "ReferencedSegmentNumber", path)
         if segment is None and not labelmap:
-            raise VolumeError(f"{path}: frame {number} of the SEG does not say which segment it shows.")
+            raise VolumeError(f"{path}: frame {number} of the SEG does not name its segment.")
         out.append((0 if segment is None else int(segment[0]), place_))
     return out
 
@@ -143,7 +143,7 @@ def _placement(
         )
     ]
     if any(values is None for values in found):
-        raise VolumeError(f"{path}: frame {number} of the SEG does not say where it lies in the patient.")
+        raise VolumeError(f"{path}: frame {number} of the SEG has no position in the patient.")
     position, orientation, spacing = (values for values in found if values is not None)
     plane = make_plane(position, orientation, spacing, size)
     affine = np.zeros((4, 3))
@@ -159,7 +159,7 @@ def _placement(
 def _functional(
     frame: pydicom.Dataset, shared: pydicom.Dataset, sequence: str, keyword: str, path: Path
 ) -> list[float] | None:
-    """A value from a functional group of the frame, or else from the one that all frames share."""
+    """Return a value from a functional group of the frame, or else from the one that all frames share."""
     for group in (frame, shared):
         for item in items(group, sequence, path):
             found = numbers(item, keyword, path)

@@ -1,6 +1,7 @@
-"""Structures from a segmentation of 3D Slicer (``.seg.nrrd``) on the voxels of the scan it was drawn on.
+"""Reads structures from a segmentation of 3D Slicer (``.seg.nrrd``) on the voxels of the scan it was drawn on.
 
-Slicer may store a part of the scan's grid, and more than it; the outlined voxels have to be voxels of the scan.
+The grid in the file may be a part of the scan's grid or extend beyond it; only the outlined voxels have to be voxels of
+the scan.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from semiseg.volumes.volume import Volume
 
 
 def describe_seg_nrrd(path: Path) -> LabelFile:
-    """The names in a Slicer segmentation; it refers to no images.
+    """Read the names in a Slicer segmentation, which does not refer to images.
 
     Raises:
-        VolumeError: not readable, or without segments.
+        VolumeError: The file is not readable, or has no segments.
     """
     segments = parse_segments(parse_nrrd(path))
     if not segments:
@@ -31,14 +32,14 @@ def describe_seg_nrrd(path: Path) -> LabelFile:
 
 
 class SegNrrdReader:
-    """A Slicer segmentation, opened on the grid of its scan. Segments of one name are one structure.
+    """A Slicer segmentation, opened on the grid of its scan; segments with the same name are one structure.
 
     Args:
-        path: the file.
-        grid: the scan.
+        path: Path of the file.
+        grid: Grid of the scan.
 
     Raises:
-        VolumeError: not readable, or its outlined voxels are no voxels of ``grid``.
+        VolumeError: The file is not readable, or its outlined voxels are not voxels of ``grid``.
     """
 
     def __init__(self, path: Path, grid: Volume) -> None:
@@ -59,7 +60,7 @@ class SegNrrdReader:
             raise VolumeError(f"{path}: the label lies on another grid than its scan: {error}") from error
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """The voxels (X, Y, Z) of every segment called ``name``."""
+        """Return the voxels (X, Y, Z) of every segment called ``name``."""
         out = np.zeros(self._grid.shape, dtype=bool)
         if self._placement is None:
             return out
@@ -70,6 +71,6 @@ class SegNrrdReader:
         return out
 
     def notes(self, name: str) -> list[str]:
-        """A remark if several segments were put together."""
+        """Return a note if several segments were combined."""
         count = sum(segment.name == name for segment in self._segments)
-        return [f"'{name}' is {count} segments of the file put together."] if count > 1 else []
+        return [f"'{name}' combines {count} segments of the file."] if count > 1 else []

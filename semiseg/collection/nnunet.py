@@ -1,8 +1,8 @@
-"""A plan from a folder as nnU-Net has it: ``imagesTr/CASE_0000.nii.gz``, ``labelsTr/CASE.nii.gz``, ``dataset.json``.
+"""Plans a collection from an nnU-Net folder with ``imagesTr/CASE_0000.nii.gz``, ``labelsTr/CASE.nii.gz``, dataset.json.
 
 Version 1 (``modality``, ``labels: {"1": "liver"}``) and version 2 (``channel_names``, ``labels: {"liver": 1}``, regions
-as lists, a ``dataset`` table of files in place of names) are read, and the Decathlon's own form, whose images have no
-number at the end and hold their channels as 4D.
+as lists, a ``dataset`` table of files instead of file names) are supported, as well as the format of the Decathlon,
+whose images have no number at the end and hold their channels as 4D.
 """
 
 from __future__ import annotations
@@ -37,24 +37,25 @@ _NUMBERED = re.compile(r"(.+)_(\d{4})")
 
 
 def is_nnunet(root: Path) -> bool:
-    """Whether ``root`` is such a folder."""
+    """Return True if ``root`` looks like an nnU-Net folder."""
     return (root / "imagesTr").is_dir() or (root / "dataset.json").is_file()
 
 
 def plan_nnunet(root: Path, options: CollectOptions, extended: Dataset | None = None) -> CollectionPlan:
-    """Say what becomes of every case of the folder.
+    """Plan the collection of every case of the folder.
 
     Raises:
-        InputError: it contradicts itself, options that only DICOM can fulfil, or ``extended`` means something else.
+        InputError: The folder contradicts itself, an option is for DICOM only, or ``extended`` has other channels or
+            labels.
     """
     if options != CollectOptions():
         raise InputError(
-            f"{root} has a dataset.json that names its channels and labels; --labels, --matches, --overlap, "
+            f"{root} has a dataset.json, which names its channels and labels; --labels, --matches, --overlap, "
             "--modality, --series and --channels are for DICOM folders."
         )
     described = root / "dataset.json"
     if not described.is_file():
-        raise InputError(f"{root} has no dataset.json, so what its channels and label values mean is not known.")
+        raise InputError(f"{root} has no dataset.json, so the meaning of its channels and label values is unknown.")
     document = read_json(described)
     channels, segments = parse_channels(document, described), parse_segments(document, described)
     if extended is not None:
@@ -84,7 +85,7 @@ class NnunetScan:
     """One case: a file for each channel, or one for all, and its label file if it has one.
 
     Attributes:
-        present: label values that were found in any scan; reading adds to it.
+        present: Label values that were found in any scan so far; :meth:`read` adds to it.
     """
 
     origin: SourceRecord
@@ -98,7 +99,7 @@ class NnunetScan:
 
     @property
     def label_file_names(self) -> tuple[str, ...]:
-        """Its label file."""
+        """Name of the label file, if there is one."""
         return () if self.label is None else (relative_posix_path(self.label, self.root),)
 
     def read(self) -> LoadedScan:
@@ -166,16 +167,16 @@ def _labels(segments: tuple[Segment, ...]) -> dict[str, Any]:
 def _cases(
     root: Path, document: dict[str, Any], entries: list[ReportEntry]
 ) -> list[tuple[str, list[Path], Path | None]]:
-    """(case, image files in the order of the channels, label file) of every case; entries for what is none."""
+    """Return (case, image files in the order of the channels, label file) of every case; report other files."""
     if "dataset" in document:
         return _cases_of_table(root, document["dataset"])
     ending = parse_file_ending(document, root / "dataset.json")
     images = _by_id(root, "imagesTr", entries, ending)
     labels = _by_id(root, "labelsTr", entries, ending)
     if not images:
-        wanted = "NIfTI files or other volumes that are read" if ending is None else f"volumes named {ending}"
+        wanted = "NIfTI files or other supported volumes" if ending is None else f"volumes named {ending}"
         raise InputError(f"{root}/imagesTr holds no {wanted}.")
-    # A Decathlon case may end in four digits too: then its label has that very name, or dataset.json lists the file.
+    # A Decathlon case may end in four digits too: then its label has the same name, or dataset.json lists the file.
     plain = bool(set(labels) & set(images)) or _listed(root, document)
     grouped = {case: [path] for case, path in images.items()} if plain else _grouped(images, entries)
     out: list[tuple[str, list[Path], Path | None]] = []
@@ -183,24 +184,22 @@ def _cases(
         out.append((case, paths, labels.pop(case, None)))
     for case, path in labels.items():
         entries.append(
-            ReportEntry(
-                "refused", "label", relative_posix_path(path, root), f"There is no image of '{case}' that can be used."
-            )
+            ReportEntry("refused", "label", relative_posix_path(path, root), f"There is no usable image of '{case}'.")
         )
     if (root / "imagesTs").is_dir():
-        entries.append(ReportEntry("left out", "file", "imagesTs", "The challenge's test images stay out."))
+        entries.append(ReportEntry("left out", "file", "imagesTs", "The challenge's test images are not collected."))
     return out
 
 
 def _listed(root: Path, document: dict[str, Any]) -> bool:
-    """Whether the ``training`` list names an image file as it lies in imagesTr."""
+    """Return True if the ``training`` list names an image file that exists."""
     listed = document.get("training")
     entries = [entry.get("image") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     return any(isinstance(image, str) and (root / image).is_file() for image in entries)
 
 
 def _grouped(images: dict[str, Path], entries: list[ReportEntry]) -> dict[str, list[Path]]:
-    """The files of each case in the order of its channels, from names such as ``liver_001_0000``."""
+    """Group files into cases, in the order of the channels, by names such as ``liver_001_0000``."""
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     for name, path in images.items():
         found = _NUMBERED.fullmatch(name)
@@ -208,7 +207,7 @@ def _grouped(images: dict[str, Path], entries: list[ReportEntry]) -> dict[str, l
             numbered[found[1]][int(found[2])] = path
         else:
             entries.append(
-                ReportEntry("refused", "scan", name, "Its name does not end in the number of a channel (_0000).")
+                ReportEntry("refused", "scan", name, "Its name does not end with the number of a channel (_0000).")
             )
     out = {}
     for case, by_number in numbered.items():
@@ -223,7 +222,7 @@ def _grouped(images: dict[str, Path], entries: list[ReportEntry]) -> dict[str, l
 
 
 def _cases_of_table(root: Path, table: Any) -> list[tuple[str, list[Path], Path | None]]:
-    """Cases of version 2's ``dataset`` table: {case: {"images": [...], "label": ...}}."""
+    """Return the cases of version 2's ``dataset`` table: {case: {"images": [...], "label": ...}}."""
     out: list[tuple[str, list[Path], Path | None]] = []
     for case, entry in table.items() if isinstance(table, dict) else ():
         images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
@@ -236,10 +235,10 @@ def _cases_of_table(root: Path, table: Any) -> list[tuple[str, list[Path], Path 
 
 
 def _by_id(root: Path, folder: str, entries: list[ReportEntry], ending: str | None) -> dict[str, Path]:
-    """The volumes of a folder by the ids in their names; entries for all other files but the voxels of pairs.
+    """Return the volumes of a folder by the ids in their names; report other files, except the voxels of pairs.
 
     Raises:
-        InputError: two files of one id.
+        InputError: Two files have the same id.
     """
     out: dict[str, Path] = {}
     for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else ():

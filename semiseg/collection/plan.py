@@ -1,4 +1,4 @@
-"""What a source folder has to offer: the scans of the dataset to be, its channels, and what its labels mean."""
+"""Options and plan of a collection: the scans, channels and label values of the dataset to make."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from semiseg.collection.structures import Overlap
 
 @dataclass(frozen=True)
 class CollectOptions:
-    """What the person who collects asked for.
+    """Selection of scans, channels and structures by the user.
 
     Attributes:
-        labels: label value by name of structure; None numbers the names that are there.
-        matches: the CSV that says which label belongs to which scan.
-        overlap: what becomes of voxels that belong to two structures.
-        modalities: take series of these DICOM modalities only; () for all, which must then be of one.
-        descriptions: take series whose description matches one of these patterns; () for all.
-        channels: pattern of the description by channel, in the order of the channels; {} makes each series a case.
+        labels: Label values by name of the structure; None to number the names in the label files.
+        matches: CSV file that assigns labels to scans; None for none.
+        overlap: Rule for voxels that belong to two structures.
+        modalities: DICOM modalities of the series to collect; () for all, which must then have the same one.
+        descriptions: Patterns, one of which the description of a series to collect must match; () for all.
+        channels: Patterns of the description by channel, in the order of the channels; {} to make each series a case.
     """
 
     labels: Mapping[str, int] | None = None
@@ -35,15 +35,15 @@ class CollectOptions:
 
 @dataclass(frozen=True)
 class CollectionPlan:
-    """Scans to read, in an order that is the same every time.
+    """Scans to read, in a reproducible order.
 
     Attributes:
-        channels: names of the channels.
-        scans: what becomes cases.
-        labels: ``labels`` of dataset.json, to be asked for when all scans are read.
-        absent: names of the structures of which no scan holds a voxel, likewise.
-        entries: what was refused or left out before any scan was read.
-        painted: ``regions_class_order`` of dataset.json, where the source has one.
+        channels: Names of the channels.
+        scans: Scans that become cases.
+        labels: Function that returns ``labels`` of dataset.json, to be called after all scans were read.
+        absent: Function that returns the names of structures without a voxel in any scan, to be called then, too.
+        entries: Report entries for everything that was refused or left out before any scan was read.
+        painted: ``regions_class_order`` of dataset.json, if the source has one.
     """
 
     channels: tuple[str, ...]

@@ -1,8 +1,8 @@
-"""Which pixels one closed contour encloses, and which lie on it.
+"""Determines the pixels that a closed contour encloses, and those that lie on it.
 
-"Points in space lying along the path defined by the contour are considered to be part of the ROI" (PS3.3 C.8.8.6.3). A
-pixel is judged by its centre. Programs that draw along pixel edges never touch a centre; programs that draw through
-the centres of the outermost pixels (OpenCV's contours, so rt-utils and others) mean these pixels to belong to the
+"Points in space lying along the path defined by the contour are considered to be part of the ROI" (PS3.3 C.8.8.6.3).
+The centre of a pixel decides. Programs that draw along pixel edges never touch a centre; programs that draw through
+the centres of the outermost pixels (OpenCV's contours, and so rt-utils and others) consider these pixels part of the
 structure.
 """
 
@@ -14,20 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 EXACT = 1e-4
-"""Pixels: tolerance for contours without rounding, and the last digit that counts. Centres beside a straight line
-between two centres or corners are 1/2L away at least, L its length in pixels: more than that for L up to 5000."""
+"""Tolerance in pixels for contours without rounding, and the last digit of a point that is used. Centres that do not
+lie on a straight line between two centres or corners are at least 1/2L away from it, with its length L in pixels,
+which is more than the tolerance for L up to 5000."""
 _DECIMALS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class FilledPolygon:
-    """The pixels of one contour, in the part of the picture that it reaches.
+    """The pixels of one contour, in a window of the image that contains it.
 
     Attributes:
-        window: the part: slices along i and j.
-        inside: pixels of the window that the contour encloses by the even-odd rule and that do not lie on it.
-        path: pixels of the window whose centres lie on the contour.
-        twice: pixels that it goes round an even number of times, the same way; they are not among ``inside``.
+        window: Slices of the window along i and j.
+        inside: Pixels of the window that the contour encloses by the even-odd rule and that do not lie on it.
+        path: Pixels of the window whose centres lie on the contour.
+        twice: Pixels that the contour goes round an even number of times in the same direction; they are not among
+            ``inside``.
     """
 
     window: tuple[slice, slice]
@@ -37,16 +39,16 @@ class FilledPolygon:
 
 
 def fill_polygon(points: NDArray[np.float64], shape: tuple[int, int], tolerance: float = EXACT) -> FilledPolygon:
-    """Fill a contour, closed by an edge from its last point to its first.
+    """Fill a contour that is closed by an edge from its last point to its first.
 
-    A pixel is inside when a ray from its centre crosses the contour an odd number of times, so that what a keyhole
-    (PS3.3 C.8.8.6.3) cuts out is outside whichever way it is walked round. A contour without an area (one point, a
-    line) encloses nothing, and the centres on it are its pixels all the same.
+    A pixel is inside if a ray from its centre crosses the contour an odd number of times, so that the hole of a keyhole
+    (PS3.3 C.8.8.6.3) is outside for both directions of the contour. A contour without an area (one point, a line)
+    encloses nothing, but the centres on it are still its pixels.
 
     Args:
-        points: (N, 2), in pixels; pixel (i, j) has its centre at exactly (i, j).
-        shape: pixels along i and j.
-        tolerance: pixels; centres that are nearer to the contour than this lie on it. Below 0.5.
+        points: (N, 2) points in pixels; pixel (i, j) has its centre at exactly (i, j).
+        shape: Number of pixels along i and j.
+        tolerance: Distance in pixels, below 0.5; centres that are nearer to the contour than this lie on it.
     """
     corners = np.round(np.asarray(points, dtype=np.float64).reshape(-1, 2), _DECIMALS)
     if not len(corners):
@@ -64,9 +66,9 @@ def fill_polygon(points: NDArray[np.float64], shape: tuple[int, int], tolerance:
 
 
 def _winding(start: NDArray[np.float64], end: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.int64]:
-    """How many times the edges go round each pixel, signed; odd exactly where a ray crosses an odd number of them."""
+    """Return the signed winding number of each pixel; it is odd if a ray crosses an odd number of edges."""
     width, height = size
-    # Every edge runs upwards in j, so that the same edge gives the same crossings whichever contour it belongs to.
+    # Every edge is turned to run upwards in j, so that the same edge of two contours gives the same crossings.
     turned = start[:, 1] > end[:, 1]
     low, high = np.where(turned[:, None], end, start), np.where(turned[:, None], start, end)
     first = np.clip(np.ceil(low[:, 1]), 0, height).astype(np.int64)
@@ -83,7 +85,7 @@ def _winding(start: NDArray[np.float64], end: NDArray[np.float64], size: tuple[i
 def _path(
     start: NDArray[np.float64], end: NDArray[np.float64], size: tuple[int, int], tolerance: float
 ) -> NDArray[np.bool_]:
-    """The pixels whose centres are at most ``tolerance`` away from an edge."""
+    """Return the pixels whose centres are at most ``tolerance`` away from an edge."""
     out = np.zeros(size, dtype=bool)
     flat = np.abs(end - start)[:, 0] >= np.abs(end - start)[:, 1]
     for picture, chosen, axes in ((out, flat, [0, 1]), (out.T, ~flat, [1, 0])):
@@ -105,7 +107,7 @@ def _path(
 def distance_to_edge(
     points: NDArray[np.float64], start: NDArray[np.float64], along: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Distance of points (..., 2) from edges that begin at ``start`` and reach as far as ``along`` (both (..., 2))."""
+    """Return the distance of points (..., 2) from edges from ``start`` to ``start + along`` (both (..., 2))."""
     away = points - start
     length = (along**2).sum(axis=-1)
     share = np.divide((away * along).sum(axis=-1), length, out=np.zeros(away.shape[:-1]), where=length != 0)
@@ -114,7 +116,7 @@ def distance_to_edge(
 
 
 def expand_ranges(first: NDArray[np.int64], last: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The numbers from each ``first`` to before its ``last``, and beside each the index of its range."""
+    """Return the numbers from each ``first`` to before its ``last``, preceded by the index of each one's range."""
     count = np.maximum(last - first, 0)
     which = np.repeat(np.arange(len(count)), count)
     return which, np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count) + first[which]

@@ -1,7 +1,7 @@
-"""Case ids that say nothing of a patient, and the one file that says whose they are.
+"""Assigns pseudonymous case ids, and reads and writes the file that maps them to patients.
 
-Ids are numbered in a random order: in the source's order the numbers would follow the alphabet of the patients' names
-or the dates of their scans. A hash of a UID would be no pseudonym, since whoever knows the UID can compute it.
+Ids are numbered in random order: in the source's order the numbers would follow the alphabet of the patients' names or
+the dates of their scans. A hash of a UID would not be a pseudonym, since anyone who knows the UID can compute it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _ID = re.compile(r"case_(\d{4,})")
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """Where a scan comes from; what of it identifies a patient goes into the mapping alone.
+    """Origin of a scan; data that identify a patient are written to the mapping only.
 
     Attributes:
-        key: what makes it the same scan in another run: its Series Instance UID, or its path where it has none.
-        patient, study, series, folder, description: as the source has them, "" where it has not.
+        key: Key by which another run recognises the scan: its Series Instance UID, or its path if it has none.
+        patient, study, series, folder, description: Values from the source, "" if absent.
     """
 
     key: str
@@ -42,22 +42,22 @@ _COLUMNS = ["case", *(f.name for f in fields(SourceRecord))]
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """Case ids and the origins of their scans, as one file holds them."""
+    """Case ids and the origins of their scans, which are stored in one file."""
 
     path: Path
     rows: Mapping[str, SourceRecord] = field(repr=False)  # case id -> origin
 
     @property
     def case_of(self) -> dict[str, str]:
-        """Case id by an origin's key."""
+        """Case ids by the key of the origin."""
         return {origin.key: case for case, origin in self.rows.items()}
 
 
 def read_mapping(path: Path) -> Pseudonyms:
-    """Read a mapping; one that does not exist is empty.
+    """Read a mapping; it is empty if the file does not exist.
 
     Raises:
-        DatasetError: the file is something else, or names a case or a scan twice.
+        DatasetError: The file is not a mapping, or names a case or a scan twice.
     """
     if not path.exists():
         return Pseudonyms(path, {})
@@ -68,16 +68,16 @@ def read_mapping(path: Path) -> Pseudonyms:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path} cannot be read as a mapping ({error}).") from error
     if reader.fieldnames != _COLUMNS:
-        raise DatasetError(f"{path} is no mapping of semiseg collect; name another file with --mapping.")
+        raise DatasetError(f"{path} is not a mapping of semiseg collect; name another file with --mapping.")
     rows: dict[str, SourceRecord] = {}
     for number, row in enumerate(table, start=2):
         case = row.pop("case")
         if not _ID.fullmatch(case) or None in row or None in row.values():
             raise DatasetError(
-                f"{path}, line {number}: '{case}' with its origin is expected to be case_NNNN and six values."
+                f"{path}, line {number}: expected case_NNNN and six values, not '{case}' and its values."
             )
         if case in rows:
-            raise DatasetError(f"{path}, line {number}: {case} is there twice.")
+            raise DatasetError(f"{path}, line {number}: {case} occurs twice.")
         rows[case] = SourceRecord(**row)
     mapping = Pseudonyms(path, rows)
     if len(mapping.case_of) < len(rows):
@@ -86,12 +86,12 @@ def read_mapping(path: Path) -> Pseudonyms:
 
 
 def assign_case_ids(mapping: Pseudonyms, origins: Iterable[SourceRecord], taken: Iterable[str] = ()) -> Pseudonyms:
-    """The mapping with an id for every origin: known ones keep theirs, new ones are numbered in random order.
+    """Return the mapping with an id for every origin; known ones keep their ids, new ones are numbered in random order.
 
     Args:
-        mapping: the ids so far.
-        origins: all scans of this run.
-        taken: ids that the dataset has, which are not given again.
+        mapping: Mapping with the existing ids.
+        origins: Origins of all scans of this run.
+        taken: Ids that the dataset has already; they are not assigned again.
     """
     known = mapping.case_of
     new = [origin for origin in origins if origin.key not in known]
@@ -103,10 +103,10 @@ def assign_case_ids(mapping: Pseudonyms, origins: Iterable[SourceRecord], taken:
 
 
 def write_mapping(mapping: Pseudonyms) -> None:
-    """Write the mapping with mode 600; the rows that were there are there again.
+    """Write the mapping with mode 600, including all rows that it had before.
 
     Raises:
-        DatasetError: it cannot be written.
+        DatasetError: The file cannot be written.
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=_COLUMNS)

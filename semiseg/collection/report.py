@@ -1,6 +1,7 @@
-"""What a collection took, what it refused, and why: one entry for each thing that was looked at.
+"""Report of a collection: one entry for each item that was collected, refused or left out, with the reason.
 
-The entries name folders, files and UIDs of the source, so the report lies beside the mapping and never in the dataset.
+The entries name folders, files and UIDs of the source, so the report is stored beside the mapping and never in the
+dataset.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ EntryKind = Literal["scan", "label", "structure", "file", "patient", "dataset"]
 
 @dataclass(frozen=True)
 class ReportEntry:
-    """One thing that was looked at.
+    """One item of the report.
 
     Attributes:
-        status: "labelled" and "unlabelled" are scans that are in the dataset; "refused" is what could not be used,
-            "left out" what was not asked for, "already there" a scan that the dataset had; a "note" is worth reading.
-        what: the kind of thing.
-        source: where it is: a path relative to the source folder, with the series' UID where there is one.
-        reason: a sentence; "" where there is nothing to say.
-        case: the case id of a scan that is in the dataset.
+        status: Status: "labelled" and "unlabelled" for scans that are in the dataset, "refused" for items that could
+            not be used, "left out" for items that were not selected, "already there" for a scan that the dataset had
+            before, "note" for other information.
+        what: Type of the item.
+        source: Path relative to the source folder, with the UID of the series if there is one.
+        reason: Reason as a sentence; "" if there is none.
+        case: Case id of a scan that is in the dataset.
     """
 
     status: EntryStatus
@@ -41,7 +43,7 @@ class ReportEntry:
 
 
 def count_entries(entries: Iterable[ReportEntry]) -> dict[str, int]:
-    """How many entries there are of each kind, by "status what"."""
+    """Count the entries of each status and type, by "status what"."""
     return dict(Counter(f"{entry.status} {entry.what}" for entry in entries))
 
 

@@ -1,8 +1,8 @@
-"""Contour points back in the places that rounding moved them away from.
+"""Undoes the rounding of contour points.
 
-A point of a contour is written in mm with a limited number of decimals, and so are the position and the direction of
-its image. A point that was drawn at the centre of a pixel is read a little beside it, and whether the centre lies in
-the contour or not would be a matter of chance.
+A point of a contour is written in mm with a limited number of decimals, as are the position and the direction of its
+image. A point that was drawn at the centre of a pixel is therefore read a little beside it, so that chance would decide
+if the centre lies in the contour.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from semiseg.volumes.volume import GRID_TOLERANCE
 
 _MOST_DECIMALS = 6
 _NEAR = 2 * GRID_TOLERANCE
-"""Pixels: a point further away from a centre, a corner or the middle of an edge was not drawn there: a place may be
-GRID_TOLERANCE off, and rounding may do as much again (one decimal of a mm, pixels of half a mm)."""
+"""Distance in pixels; a point further away than this from a centre, a corner or the middle of an edge was not drawn
+there. A position may be off by GRID_TOLERANCE, and rounding may add as much (one decimal of a mm, pixels of half a mm).
+"""
 _LEAST, _MOST = 1e-3, 0.02
-"""Pixels: tolerance for a contour drawn anywhere. A centre this near to it belongs to it, so that its area grows by as
-much on all sides: by 0.4 % for a circle of 10 pixels at most."""
+"""Smallest and largest tolerance in pixels for a contour drawn anywhere. Centres within the tolerance belong to the
+contour, so its area grows by as much on all sides: by 0.4 % for a circle of 10 pixels at most."""
 
 
 def count_decimals(values: NDArray[np.float64]) -> int:
-    """The smallest number of decimals that all values can be written with, 6 for more than that."""
+    """Return the smallest number of decimals with which all values can be written, at most 6."""
     for count in range(_MOST_DECIMALS):
         scaled = values * 10.0**count
         if (np.abs(scaled - np.rint(scaled)) <= 1e-5).all():
@@ -32,29 +33,32 @@ def count_decimals(values: NDArray[np.float64]) -> int:
 
 
 def rounding_error(points: NDArray[np.float64], to_index: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The most by which the decimals of points in mm (N, 3) may have moved them along i and j, in pixels (2,).
+    """Return the largest displacement of points (N, 3) by rounding along i and j, in pixels (2,).
 
-    A whole unit of the last decimal, since some programs cut decimals off. Each axis of the patient has decimals of its
-    own: the slice's position often has more than the rest.
+    It is a whole unit of the last decimal, since some programs truncate decimals. Each axis of the patient has its own
+    number of decimals: the slice's position often has more than the others.
 
     Args:
-        points: x, y, z in mm, as they are written.
-        to_index: (3, 3) or (4, 4), from mm to voxel indices.
+        points: (N, 3) coordinates x, y, z in mm, as written in the file.
+        to_index: (3, 3) or (4, 4) matrix from mm to voxel indices.
     """
     unit = np.array([10.0 ** -count_decimals(points[:, axis]) for axis in range(3)])
     return np.asarray(np.abs(to_index[:2, :3]) @ unit)
 
 
 def undo_rounding(points: NDArray[np.float64], moved: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """The points of a contour (N, 2), in pixels, and the distance from it within which a centre lies on it.
+    """Move points of a contour that a program drew through the pixel raster back to it.
 
-    Where every point lies by the same offset beside a pixel's centre, a corner, or the middle of an edge between two
-    pixels, but for what rounding may have done, the contour was drawn through such places by a program, and its points
-    are put there. A contour that was drawn by hand has no such offset and stays as it is.
+    If every point has, within the rounding error, the same offset from a pixel's centre, a corner, or the middle of an
+    edge between two pixels, a program drew the contour through such places, and the points are moved there. A contour
+    that was drawn by hand has no such offset and is not changed.
 
     Args:
-        points: points as read from the file.
-        moved: (2,), the most by which rounding may have moved them; see :func:`rounding_error`.
+        points: (N, 2) points in pixels, as read from the file.
+        moved: (2,) largest displacement by rounding in pixels; see :func:`rounding_error`.
+
+    Returns:
+        The points (N, 2) in pixels, and the distance from the contour within which a centre lies on it.
     """
     places = np.rint(points * 2) / 2
     beside = points - places

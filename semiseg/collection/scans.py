@@ -1,4 +1,4 @@
-"""Scans of a source folder, read through the reader that the server uses, with the labels that were matched to them."""
+"""Reads scans of a source folder, with the same reader as the server, and the labels that were matched to them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class LoadedScan:
     """A scan in memory.
 
     Attributes:
-        channels: volumes in the dataset's order of channels, all on one grid.
-        label: label map uint8 (X, Y, Z) on that grid; None for a scan that nobody outlined.
-        entries: what the report says besides.
+        channels: Volumes in the dataset's order of channels, all on one grid.
+        label: Label map uint8 (X, Y, Z) on that grid; None for an unlabelled scan.
+        entries: Additional report entries.
     """
 
     channels: tuple[Volume, ...]
@@ -42,42 +42,42 @@ class LoadedScan:
     entries: tuple[ReportEntry, ...]
 
     def image(self) -> NDArray[Any]:
-        """(X, Y, Z), or (X, Y, Z, K) for several channels."""
+        """Return the image (X, Y, Z), or (X, Y, Z, K) for several channels."""
         arrays = [volume.array for volume in self.channels]
         return arrays[0] if len(arrays) == 1 else np.stack(arrays, axis=-1)
 
 
 class SourceScan(Protocol):
-    """Something that becomes a case."""
+    """A scan of the source that becomes a case."""
 
     @property
     def origin(self) -> SourceRecord:
-        """Whose scan it is."""
+        """Origin of the scan."""
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """Name in the report."""
 
     @property
     def label_file_names(self) -> tuple[str, ...]:
-        """Its label files, usable or not, as the report names them."""
+        """Names of the label files, usable or not, in the report."""
 
     def read(self) -> LoadedScan:
         """Read image and label.
 
         Raises:
-            VolumeError: the image is no volume; a label that cannot be used is told in the entries.
+            VolumeError: The image is not a volume. A label that cannot be used only causes a report entry.
         """
 
 
 @dataclass(frozen=True)
 class _LabelledScan:
-    """What both kinds of scan have.
+    """Common attributes of scans from series and from files.
 
     Attributes:
-        labels: the label files that belong to it.
-        structures: what to look for in them.
-        shown: how the report names a path.
+        labels: Label files of the scan.
+        structures: Structures to read from the label files.
+        shown: Function that returns a path as the report shows it.
     """
 
     origin: SourceRecord
@@ -88,7 +88,7 @@ class _LabelledScan:
 
     @property
     def label_file_names(self) -> tuple[str, ...]:
-        """Its label files."""
+        """Names of the label files in the report."""
         return tuple(self.shown(label.path) for label in self.labels)
 
 
@@ -97,8 +97,8 @@ class SeriesScan(_LabelledScan):
     """One image series, or one for each channel.
 
     Attributes:
-        series: in the order of the channels.
-        chosen: which of the label files a person named for it.
+        series: Image series in the order of the channels.
+        chosen: Label files that the user named for the scan.
     """
 
     series: tuple[ImageSeries, ...]
@@ -124,9 +124,9 @@ class SeriesScan(_LabelledScan):
         if series.grid is not None and self.labels:
             if series.grid.sheared_affine is None:
                 source = ", ".join(self.label_file_names)
-                reason = "It was drawn on slices that lie unevenly; the scan was resampled, and outlines are not."
+                reason = "It was drawn on unevenly spaced slices; the scan was resampled, but labels cannot be."
                 return None, (ReportEntry("refused", "label", source, reason),)
-            # Outlines are found again on the slices that they were drawn on.
+            # Labels are read on the slices on which they were drawn.
             grid = Volume(
                 np.broadcast_to(np.uint8(0), (*series.grid.size, len(series.slices))), series.grid.sheared_affine
             )
@@ -152,10 +152,10 @@ class FileScan(_LabelledScan):
 
 def _series(series: ImageSeries) -> DicomSeries:
     try:
-        # A series whose UID was taken away is read by its files.
+        # A series without UID is found by its files.
         return read_series(series.paths, series_uid=series.first.series or None)
     except VolumeError as error:
-        # The report has named the series already.
+        # The report entry names the series already.
         raise VolumeError(str(error).partition("): ")[2] or str(error)) from error
 
 
@@ -167,20 +167,20 @@ def read_label(
     chosen: frozenset[Path],
     shown: Callable[[Path], str],
 ) -> tuple[NDArray[np.uint8] | None, tuple[ReportEntry, ...]]:
-    """One label map from the label files of a scan, and what the report says of them.
+    """Combine the label files of a scan into one label map.
 
-    A structure that cannot be read makes the whole label unusable: without it the label would say that it is not there.
+    A structure that cannot be read makes the whole label unusable, because its voxels would count as background.
 
     Args:
-        files: the label files of the scan.
-        grid: the scan.
-        frame: its Frame of Reference UID, "" for none.
-        structures: which structures have which values.
-        chosen: label files that a person named, whose references are not compared.
-        shown: how the report names a path.
+        files: Label files of the scan.
+        grid: Grid of the scan.
+        frame: Frame of Reference UID of the scan, "" for none.
+        structures: Structures and their values.
+        chosen: Label files that the user named; their references are not compared.
+        shown: Function that returns a path as the report shows it.
 
     Returns:
-        uint8 (X, Y, Z) on ``grid``, or None if there is no label or it was refused.
+        The label map, uint8 (X, Y, Z) on ``grid``, or None if there is no label or it was refused; and report entries.
     """
     if not files:
         return None, ()
@@ -189,7 +189,7 @@ def read_label(
     try:
         sources = _sources(files, structures, shown, entries)
         if not sources:
-            entries.append(ReportEntry("refused", "label", source, "It holds none of the structures that are wanted."))
+            entries.append(ReportEntry("refused", "label", source, "It holds none of the selected structures."))
             return None, tuple(entries)
         opened = {
             label.path: _opened(label, grid, "" if label.path in chosen else frame, structures, label.path in chosen)
@@ -214,7 +214,7 @@ def read_label(
             entries.append(ReportEntry("left out", "structure", source, f"Value(s) {values}: not in --labels."))
     there = {part for code in np.unique(label[label != 0]) for part in structures.codes[int(code)]}
     entries += [
-        ReportEntry("note", "structure", source, f"'{name}' is not there: the scan gets no voxel of it.")
+        ReportEntry("note", "structure", source, f"'{name}' is not in the label: the scan has no voxel of it.")
         for value, name in structures.names.items()
         if value not in there
     ]
@@ -231,10 +231,10 @@ def _without_path(error: VolumeError, files: tuple[LabelFile, ...]) -> str:
 def _sources(
     files: tuple[LabelFile, ...], structures: Structures, shown: Callable[[Path], str], entries: list[ReportEntry]
 ) -> list[tuple[Path, str, int]]:
-    """(file, structure as the file calls it, value) of what is wanted.
+    """Return (file, name of the structure in the file, value) of the selected structures.
 
     Raises:
-        VolumeError: a structure is in two files, or one that is wanted is no solid body.
+        VolumeError: A structure is in two files, or a selected one is not a solid body.
     """
     out: list[tuple[Path, str, int]] = []
     holders: dict[str, list[str]] = {}

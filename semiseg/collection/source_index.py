@@ -1,6 +1,7 @@
-"""What lies in a folder: image series, the DICOM objects that outline them, volumes in files, and litter.
+"""Indexes a source folder: image series, DICOM objects with labels, volumes in files, and unrelated files.
 
-What a file is decides its content; folders may be nested in any way and a series may be spread over several of them.
+The file's content decides its type, not its name. Folders may be nested in any way, and a series may be spread over
+several of them.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 
 @dataclass(frozen=True)
 class ImageSeries:
-    """The files of one series of images; whether they make a volume is for the series reader to say.
+    """The files of one series of images; the series reader checks if they make a volume.
 
     Attributes:
-        key: Series Instance UID, or the folder of a series whose UID was taken away.
-        objects: its files, by path.
-        folder: the deepest folder that holds them all.
+        key: Series Instance UID, or the folder for a series whose UID was removed.
+        objects: Objects of the series, ordered by path.
+        folder: Deepest folder that holds all files.
     """
 
     key: str
@@ -36,23 +37,23 @@ class ImageSeries:
 
     @property
     def first(self) -> DicomObject:
-        """One of its files, for what they have in common."""
+        """First object, for attributes that all have in common."""
         return self.objects[0]
 
     @property
     def instances(self) -> frozenset[str]:
-        """SOP Instance UIDs of its images."""
+        """SOP Instance UIDs of the images."""
         return frozenset(o.instance for o in self.objects if o.instance)
 
     @property
     def paths(self) -> list[Path]:
-        """Its files."""
+        """Paths of the files."""
         return [o.path for o in self.objects]
 
 
 @dataclass(frozen=True)
 class SourceIndex:
-    """What is in a source folder; ``entries`` tells of every file that is none of the rest."""
+    """Content of a source folder; ``entries`` has a report entry for every file that belongs to no other attribute."""
 
     root: Path
     series: dict[str, ImageSeries]
@@ -61,12 +62,12 @@ class SourceIndex:
     entries: tuple[ReportEntry, ...]
 
     def display_path(self, path: Path) -> str:
-        """A path as the report has it: relative to the source folder where it lies in it."""
+        """Return a path as the report shows it: relative to the source folder if it is inside."""
         return relative_posix_path(path, self.root)
 
 
 def index_source(root: Path, progress: Callable[[int], None] | None = None) -> SourceIndex:
-    """Look at every file below ``root``; ``progress`` is called with the number of files so far.
+    """Index every file below ``root``; ``progress`` is called with the number of files so far.
 
     Raises:
         InputError: ``root`` is not a folder.
@@ -91,12 +92,10 @@ def index_source(root: Path, progress: Callable[[int], None] | None = None) -> S
         elif found.damaged:
             entries.append(ReportEntry("refused", "file", name, found.sentence.removeprefix(f"{path}: ")))
         elif found.is_dicomdir:
-            entries.append(ReportEntry("left out", "file", name, "A DICOMDIR; the files themselves are looked at."))
+            entries.append(ReportEntry("left out", "file", name, "A DICOMDIR; the files themselves are indexed."))
         else:
             entries.append(
-                ReportEntry(
-                    "left out", "file", name, f"Neither DICOM nor a volume that is read: {describe_file(path)}."
-                )
+                ReportEntry("left out", "file", name, f"Neither DICOM nor a supported volume: {describe_file(path)}.")
             )
     images: dict[str, list[DicomObject]] = {}
     label_objects: dict[str, DicomObject] = {}
@@ -115,18 +114,18 @@ def index_source(root: Path, progress: Callable[[int], None] | None = None) -> S
                 found
             )
         else:
-            entries.append(ReportEntry("left out", "file", name, f"A DICOM object that is no scan ({found.modality})."))
+            entries.append(ReportEntry("left out", "file", name, f"A DICOM object, but not a scan ({found.modality})."))
     series = {key: ImageSeries(key, tuple(members), _common(members)) for key, members in images.items()}
     return SourceIndex(root, series, tuple(label_objects.values()), tuple(volumes), tuple(entries))
 
 
 def relative_posix_path(path: Path, root: Path) -> str:
-    """``path`` relative to ``root`` where it lies below it, with "/" on every system."""
+    """Return ``path`` relative to ``root`` if it lies below it, with "/" on every system."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Every file, in an order that does not depend on the file system; hidden ones are somebody else's."""
+    """Yield every file in an order that does not depend on the file system, except hidden files."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):

@@ -1,4 +1,4 @@
-"""Which structure has which label value, and how masks that overlap become one label map."""
+"""Label values of structures, and merging of overlapping masks into one label map."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ Overlap = Literal["refuse", "later", "earlier", "regions"]
 
 
 def normalise_name(name: str) -> str:
-    """What two spellings of one name have in common: capitals and spaces do not count."""
+    """Return a name in a form in which spellings that differ in case and spaces are equal."""
     return " ".join(name.split()).casefold()
 
 
 @dataclass
 class Structures:
-    """The structures of a dataset, and the label values of what voxels were found to hold.
+    """The structures of a dataset and their label values; merging masks adds to ``codes`` and ``present``.
 
     Attributes:
-        value_of: label value by name, ascending; several names may share one (synonyms), the first is the dataset's.
-        overlap: what becomes of a voxel that belongs to two structures: the scan's label is refused, the structure
-            of the higher value takes it (later), or of the lower (earlier), or it gets a value of its own (regions).
-        codes: the structures (by value) that a label value of a voxel stands for; grows where regions overlap.
-        present: values of the structures of which some scan holds a voxel.
+        value_of: Label values by name, ascending; of several names with one value (synonyms), the dataset uses the
+            first.
+        overlap: Rule for a voxel that belongs to two structures: the label of the scan is refused (refuse), the voxel
+            gets the higher value (later) or the lower value (earlier), or a value of its own (regions).
+        codes: Values of the structures to which a voxel with a label value belongs; grows if regions overlap.
+        present: Values of the structures of which some scan holds a voxel.
     """
 
     value_of: Mapping[str, int]
@@ -44,23 +45,23 @@ class Structures:
 
     @property
     def names(self) -> dict[int, str]:
-        """The dataset's name of each value."""
+        """Name of each value in the dataset."""
         out: dict[int, str] = {}
         for name, value in self.value_of.items():
             out.setdefault(value, name)
         return dict(sorted(out.items()))
 
     def value(self, name: str) -> int | None:
-        """The value of a structure however it is spelled; None for one that is not wanted."""
+        """Return the value of a structure for any spelling of its name; None if it is not selected."""
         return self._by_spelling.get(normalise_name(name))
 
     def merge_masks(
         self, masks: Iterable[tuple[int, NDArray[np.bool_]]], shape: tuple[int, int, int]
     ) -> NDArray[np.uint8]:
-        """One label map of ``masks``, given as (value, mask (X, Y, Z)) in ascending order of their values.
+        """Merge ``masks``, given as (value, mask (X, Y, Z)) in ascending order of their values, into one label map.
 
         Raises:
-            VolumeError: structures overlap and nothing was said about that; with the counts of voxels.
+            VolumeError: Structures overlap and ``overlap`` is "refuse"; the message gives the numbers of voxels.
         """
         out = np.zeros(shape, dtype=np.uint8)
         clashes: dict[tuple[int, int], int] = {}
@@ -77,13 +78,13 @@ class Structures:
             told = "; ".join(
                 f"{n} voxels belong to both '{names[a]}' and '{names[b]}'" for (a, b), n in clashes.items()
             )
-            raise VolumeError(f"{told}. Say who wins with --overlap later or earlier, or keep both with regions.")
+            raise VolumeError(f"{told}. Select one with --overlap later or earlier, or keep both with regions.")
         for code in np.unique(out[out != 0]):
             self.present |= self.codes[int(code)]
         return out
 
     def labels_entry(self) -> dict[str, Any]:
-        """``labels`` of dataset.json: {"1": name}, or {name: [values]} where voxels belong to several structures."""
+        """Return ``labels`` of dataset.json: {"1": name}, or {name: [values]} if voxels may belong to several."""
         if all(len(parts) == 1 for parts in self.codes.values()):
             return {"0": "background", **{str(value): name for value, name in self._kept().items()}}
         regions = {
@@ -93,15 +94,15 @@ class Structures:
         return {"background": 0, **regions}
 
     def absent_names(self) -> list[str]:
-        """Names of structures of which no scan holds a voxel."""
+        """Return the names of structures of which no scan holds a voxel."""
         return [name for value, name in self.names.items() if value not in self.present]
 
     def _kept(self) -> dict[int, str]:
-        # Where no scan is labelled yet, the names are a promise; else a name without a voxel cannot be learned.
+        # If no scan is labelled yet, all names are kept for later labels; else a name without voxels cannot be learned.
         return {v: name for v, name in self.names.items() if v in self.present} if self.present else self.names
 
     def _combined(self, below: NDArray[np.uint8], value: int) -> NDArray[np.uint8]:
-        """The codes of voxels that had ``below`` and now belong to ``value`` too."""
+        """Return the codes of voxels that had ``below`` and now belong to ``value`` too."""
         code_of = {parts: code for code, parts in self.codes.items()}
         table = np.zeros(256, dtype=np.uint8)
         for code in np.unique(below):
@@ -109,7 +110,7 @@ class Structures:
             if parts not in code_of:
                 free = max(self.codes) + 1
                 if free > 255:
-                    raise VolumeError("More than 255 combinations of overlapping structures fit no label map.")
+                    raise VolumeError("More than 255 combinations of overlapping structures do not fit a label map.")
                 self.codes[free] = parts
                 code_of[parts] = free
             table[code] = code_of[parts]
@@ -117,17 +118,17 @@ class Structures:
 
 
 def parse_labels(text: str) -> dict[str, int]:
-    """``"liver=1,tumour=2"`` as a table, ascending by value; names of one value are synonyms.
+    """Parse ``"liver=1,tumour=2"`` into values by name, ascending by value; names with the same value are synonyms.
 
     Raises:
-        InputError: it does not read like that, or a name comes twice.
+        InputError: The text does not have this format, or a name occurs twice.
     """
     table: dict[str, int] = {}
     for part in text.split(","):
         name, equals, number = part.rpartition("=")
         name = " ".join(name.split())
         if not equals or not name or not number.strip().isdecimal() or not 1 <= int(number) <= 255:
-            raise InputError(f"--labels is written NAME=1,OTHER=2 with values from 1 to 255; '{part.strip()}' is not.")
+            raise InputError(f"--labels must be NAME=1,OTHER=2 with values from 1 to 255, not '{part.strip()}'.")
         if normalise_name(name) in map(normalise_name, table):
             raise InputError(f"--labels names '{name}' twice.")
         if normalise_name(name) in ("background", "ignore") or len(name) > 64:
@@ -137,10 +138,10 @@ def parse_labels(text: str) -> dict[str, int]:
 
 
 def number_names(names: Iterable[str]) -> dict[str, int]:
-    """Values 1, 2, ... in the order of the sorted names; the first spelling of each stands for all of its spellings.
+    """Number names 1, 2, ... in sorted order; the first spelling of each name is used for all of its spellings.
 
     Raises:
-        InputError: more than 255.
+        InputError: There are more than 255 names.
     """
     first: dict[str, str] = {}
     for name in sorted(names, key=lambda n: (normalise_name(n), n)):
@@ -151,11 +152,11 @@ def number_names(names: Iterable[str]) -> dict[str, int]:
 
 
 def extend_structures(segments: Iterable[Segment], labels: Mapping[str, int] | None, overlap: Overlap) -> Structures:
-    """The structures of a dataset that is to be extended, and what ``labels`` adds to them.
+    """Return the structures of a dataset that is to be extended, with those that ``labels`` adds.
 
     Raises:
-        DatasetError: ``labels`` gives a structure of the dataset another value, or the dataset's regions are no
-            combinations of single structures.
+        DatasetError: ``labels`` gives a structure of the dataset another value or one that is taken, or the dataset's
+            regions are not combinations of single structures, or they overlap and ``overlap`` is not "regions".
     """
     found = tuple(segments)
     parts_of: dict[int, frozenset[str]] = {}
@@ -169,7 +170,7 @@ def extend_structures(segments: Iterable[Segment], labels: Mapping[str, int] | N
     spelled = {normalise_name(name): value for name, value in table.items()}
     for name, value in (labels or {}).items():
         if spelled.get(normalise_name(name), value) != value or (value in parts_of and len(parts_of[value]) > 1):
-            raise DatasetError(f"--labels gives '{name}' the value {value}; in the dataset it is another or taken.")
+            raise DatasetError(f"--labels gives '{name}' the value {value}, which is taken or not the dataset's.")
         if normalise_name(name) not in spelled:
             table[name] = value
     codes = {value: frozenset(value_by_name[name] for name in parts) for value, parts in parts_of.items()}

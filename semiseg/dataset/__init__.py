@@ -1,4 +1,4 @@
-"""A folder of scans, which of them may teach, and what is wrong with them."""
+"""Dataset folders, their splits, and checks of their files."""
 
 from semiseg.dataset.check import DatasetFinding, check_dataset
 from semiseg.dataset.folder import Case, Dataset, load_dataset, parse_case_id, read_channels, read_reference

@@ -1,7 +1,7 @@
-"""``semiseg data check``: what is wrong with a dataset, found before a night of training rather than after.
+"""Checks of a dataset before training (``semiseg data check``).
 
-With a split, the labels that it leaves closed stay closed here too; every image is read all the same, since the same
-scan under two names, one of them in the test list, flatters every figure.
+With a split, only the labels that the split opens are read. Every image is read, because a scan that is in the training
+list and, under another name, in the test list makes every metric too good.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Severity = Literal["error", "warning"]
 FindingKind = Literal["file", "grid", "labels", "content", "duplicate", "segments", "spacing", "split"]
 
 SPACING_RATIO = 2.0
-"""A scan whose spacing along some anatomical axis is this many times off the median is worth a look."""
+"""Factor between a scan's spacing along an anatomical axis and the median from which on a warning is given."""
 
 
 @dataclass(frozen=True)
 class DatasetFinding:
-    """One thing to mend (error) or to look at (warning); ``case`` is None when it concerns the whole dataset."""
+    """A problem to correct (error) or to review (warning); ``case`` is None if it concerns the whole dataset."""
 
     severity: Severity
     kind: FindingKind
@@ -45,7 +45,7 @@ class DatasetFinding:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What reading one scan told: the parts of it that need the other scans to be judged."""
+    """Facts about one scan, including those that can only be checked against the other scans."""
 
     case: str
     findings: tuple[DatasetFinding, ...]
@@ -61,16 +61,21 @@ def check_dataset(
     all_labels: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[DatasetFinding]:
-    """Read every image, and every label that ``split`` opens (all without one, or by ``all_labels``), and judge them.
+    """Read every image and the opened labels of a dataset and report problems.
 
-    Found per scan: files that are missing, unreadable, hold NaN or another number of channels; an image and label of
-    unequal shape or affine; labels that are not integers or not in ``dataset.json``; a constant image; an empty label.
-    A header that contradicts itself or does not tell left from right is a warning. Found over all scans: the same
-    voxels under two ids; a segment that no labelled scan holds; a spacing far from the rest. ``progress`` is called
-    with (scans done, scans in all).
+    Problems of a scan are: files that are missing, unreadable, contain NaN or another number of channels; an image and
+    label of unequal shape or affine; labels that are not integers or not in ``dataset.json``; a constant image; an
+    empty label. A header that contradicts itself or does not distinguish left from right is a warning. Problems of the
+    dataset are: the same voxels under two ids; a segment that no labelled scan contains; an unusual spacing.
+
+    Args:
+        dataset: The dataset.
+        split: Split that determines which labels are opened; without one all labels are opened.
+        all_labels: If True, open all labels in spite of the split.
+        progress: Called with (scans done, scans in total).
 
     Returns:
-        Errors first, then warnings; in the order of the scans within each.
+        Errors, then warnings, each in the order of the scans.
     """
     open_labels = set(dataset.cases) if split is None or all_labels else _opened_by(split)
     facts = []
@@ -102,7 +107,7 @@ def _read(dataset: Dataset, case: Case, open_label: bool) -> _Facts:
         return _Facts(case.id, (DatasetFinding("error", "file", case.id, str(error)),))
     image = next(iter(channels.values()))
     findings = [*_constant_channels(case, channels)]
-    # Two constant images of one size hold the same voxels without being the same scan.
+    # Two constant images of the same size have equal voxels but need not be the same scan.
     digest = None if findings else _digest(channels)
     findings += [
         DatasetFinding("warning", "file", case.id, f"{case.image}: {remark.text}") for remark in stored.warnings
@@ -128,7 +133,7 @@ def _constant_channels(case: Case, channels: Mapping[str, Volume]) -> Iterator[D
     for name, volume in channels.items():
         low, high = volume.array.min(), volume.array.max()
         if low == high:
-            sentence = f"{case.image}: every voxel of channel '{name}' is {float(low):g}, so there is nothing to see."
+            sentence = f"{case.image}: every voxel of channel '{name}' is {float(low):g}, so the channel shows nothing."
             yield DatasetFinding("error", "content", case.id, sentence)
 
 
@@ -151,7 +156,7 @@ def _count(labels: NDArray[np.int32]) -> dict[int, int]:
 
 def _values(dataset: Dataset, case: Case, voxels_of: Mapping[int, int]) -> Iterator[DatasetFinding]:
     if set(voxels_of) == {0}:
-        sentence = f"{case.label} outlines nothing: every voxel is background. Is that meant?"
+        sentence = f"{case.label} contains no segment: every voxel is background. Check that this is intended."
         yield DatasetFinding("warning", "labels", case.id, sentence)
     known = set(dataset.known_values)
     strange = {v: n for v, n in voxels_of.items() if v not in known}
@@ -159,12 +164,12 @@ def _values(dataset: Dataset, case: Case, voxels_of: Mapping[int, int]) -> Itera
         found = ", ".join(f"{value} ({count} voxels)" for value, count in list(strange.items())[:8])
         more = f" and {len(strange) - 8} other values" if len(strange) > 8 else ""
         allowed = ", ".join(["0 background", *(s.display_name for s in dataset.segments)])
-        sentence = f"{case.label} holds label {found}{more}; dataset.json knows {allowed}."
+        sentence = f"{case.label} contains label {found}{more}; dataset.json lists {allowed}."
         yield DatasetFinding("error", "labels", case.id, sentence)
 
 
 def _digest(channels: Mapping[str, Volume]) -> str:
-    """A hash of what the voxels show, in whatever order and number type the file stores them."""
+    """Return a hash of the image that does not depend on the file's axis order and number type."""
     sum_ = hashlib.blake2b(digest_size=16)
     for volume in channels.values():
         array, _ = reorient(volume.array, volume.affine, "RAS")
@@ -184,8 +189,8 @@ def _spacing_ras(volume: Volume) -> tuple[float, float, float]:
 def _judges_without_label(dataset: Dataset, split: Split | None) -> Iterator[DatasetFinding]:
     for pool in ("test", "development") if split else ():
         for case_id in split.pools()[pool] if split else ():
-            if dataset.cases[case_id].label is None:  # one that is named and absent is reported as a missing file
-                sentence = f"'{case_id}' is a {pool} scan without a label file, so it cannot judge anything."
+            if dataset.cases[case_id].label is None:  # a named label that does not exist is reported as a missing file
+                sentence = f"'{case_id}' is a {pool} scan without a label file, so it cannot be evaluated."
                 yield DatasetFinding("error", "split", case_id, sentence)
 
 
@@ -202,7 +207,7 @@ def _duplicates(facts: list[_Facts], split: Split | None) -> Iterator[DatasetFin
         pools = {pool_of[i] for i in ids if i in pool_of}
         if len(pools) > 1 and pools & {"test", "development", "validation"}:
             where = ", ".join(f"'{i}' in {pool_of[i]}" for i in ids if i in pool_of)
-            sentence += f" The split has {where}, so a scan that judges is also learned from or counted elsewhere."
+            sentence += f" The split has {where}, so an evaluation scan is also in another list of the split."
         yield DatasetFinding("error", "duplicate", ids[0], sentence)
 
 
@@ -212,11 +217,11 @@ def _absent_segments(dataset: Dataset, facts: list[_Facts], split: Split | None)
     found = Counter(value for voxels_of in opened for value in voxels_of)
     if not dataset.segments and opened:
         values = ", ".join(f"{value} (in {count} scans)" for value, count in sorted(found.items()))
-        sentence = f"{dataset.folder} has no dataset.json that names the label values; found are {values}."
+        sentence = f"{dataset.folder} has no dataset.json that names the label values; the labels contain {values}."
         yield DatasetFinding("warning", "segments", None, sentence)
     for segment in dataset.segments:
         if not any(found[value] for value in segment.reference_values):
-            sentence = f"None of the {len(opened)} labelled scans holds the segment {segment.display_name}."
+            sentence = f"None of the {len(opened)} labelled scans contains the segment {segment.display_name}."
             yield DatasetFinding("error", "segments", None, sentence)
 
 

@@ -1,4 +1,4 @@
-"""What ``dataset.json`` says: the channels' names, the label values' names, and colours to draw them in."""
+"""Parsing of ``dataset.json``: names of the channels and label values, and colours for the segments."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from semiseg.volumes.segmentation import Segment
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file whose top is an object, such as ``dataset.json`` and ``split.json``.
+    """Read a JSON file that contains an object, such as ``dataset.json`` and ``split.json``.
 
     Raises:
-        DatasetError: unreadable, not JSON, an object with a key twice, or something other than an object.
+        DatasetError: The file is unreadable or not JSON, has a key twice in one object, or does not contain an object.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_key_twice)
@@ -46,7 +46,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_channels(document: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Channel names in order, from ``channel_names`` or ``modality``: ``{"0": "FLAIR", "1": "T1w"}``."""
+    """Return the channel names in order from ``channel_names`` or ``modality``: ``{"0": "FLAIR", "1": "T1w"}``."""
     table = document.get("channel_names", document.get("modality"))
     if table is None:
         return ("image",)
@@ -61,10 +61,10 @@ def parse_channels(document: dict[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def parse_file_ending(document: dict[str, Any], path: Path) -> str | None:
-    """Ending of the names of scans and labels, from nnU-Net's ``file_ending``; None where it is not given.
+    """Return the suffix of scan and label files from nnU-Net's ``file_ending``; None if it is not given.
 
     Raises:
-        DatasetError: it is that of no format of volumes that is read.
+        DatasetError: The suffix is not that of a supported volume format.
     """
     ending = document.get("file_ending")
     if ending is None:
@@ -77,19 +77,22 @@ def parse_file_ending(document: dict[str, Any], path: Path) -> str | None:
 
 
 def parse_segments(document: dict[str, Any], path: Path) -> tuple[Segment, ...]:
-    """Segments by label value, from ``{"1": "liver"}`` or ``{"liver": 1}``, without the background.
+    """Return the segments, without the background, from ``{"1": "liver"}`` or ``{"liver": 1}``.
 
-    A list of values, as nnU-Net writes it, makes a region: ``{"whole tumour": [1, 2, 3], "core": [2, 3]}``. Where there
-    is one all are regions, in the file's order, and may overlap; ``regions_class_order`` then gives each the value that
-    it is painted with, in this order, where all are to be one label map.
+    A list of values, as in nnU-Net, defines a region: ``{"whole tumour": [1, 2, 3], "core": [2, 3]}``. If there is one
+    region, all segments are regions in the file's order and may overlap. ``regions_class_order`` then contains the
+    value of each region in a single label map; in this map later regions overwrite earlier ones.
+
+    Raises:
+        DatasetError: The labels are missing or invalid, or two segments share a name or a label value.
     """
     table = document.get("labels")
     if not isinstance(table, dict) or not table:
-        raise DatasetError(f'{path} must say what the label values are: "labels": {{"0": "background", "1": "liver"}}.')
+        raise DatasetError(f'{path} must name the label values: "labels": {{"0": "background", "1": "liver"}}.')
     entries = [_label_entry(key, value, path) for key, value in table.items()]
     foreground = [(values, name) for values, name in entries if values != (0,) and not _is_ignore(name)]
     if not foreground:
-        raise DatasetError(f"{path} names no label but the background.")
+        raise DatasetError(f"{path} names no label except the background.")
     regions = any(len(values) > 1 for values, _ in foreground)
     if not regions:
         foreground.sort()
@@ -128,7 +131,7 @@ def _painted(document: dict[str, Any], count: int, path: Path) -> list[int] | No
 
 
 def _label_entry(key: str, value: Any, path: Path) -> tuple[tuple[int, ...], str]:
-    """(label values, name) of one entry of ``labels`` in either of its two forms."""
+    """Return (label values, name) of one entry of ``labels`` in either of its two notations."""
     if isinstance(value, list):
         if not value or not all(isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 255 for v in value):
             raise DatasetError(f"{path}: region '{key}' must list label values from 1 to 255, not {value}.")
@@ -145,7 +148,7 @@ def _label_entry(key: str, value: Any, path: Path) -> tuple[tuple[int, ...], str
 
 
 def parse_ignore_label(document: dict[str, Any], path: Path) -> int | None:
-    """The value of voxels that nobody outlined, nnU-Net's label ``ignore``; None where there is none.
+    """Return the value of unannotated voxels, nnU-Net's label ``ignore``; None if there is none.
 
     Raises:
         DatasetError: It is the background's value, a segment's, or not one value from 1 to 255.
@@ -168,10 +171,10 @@ def _is_ignore(name: str) -> bool:
 
 
 def check_distinct(segments: tuple[Segment, ...], where: Path) -> None:
-    """Refuse two segments of one name (whatever its capitals) or one label value.
+    """Check that no two segments share a name (ignoring case) or a label value.
 
     Raises:
-        DatasetError: they are not distinct.
+        DatasetError: Two segments share a name or a label value.
     """
     for what, values in (
         ("name", [s.name.lower() for s in segments]),
@@ -183,7 +186,7 @@ def check_distinct(segments: tuple[Segment, ...], where: Path) -> None:
 
 
 def distinct_colours(count: int) -> list[tuple[int, int, int]]:
-    """``count`` different RGB colours (0..255): hues a golden angle apart, brightness in turn, red first."""
+    """Return ``count`` different RGB colours (0..255): hues at steps of the golden angle, red first."""
     out = []
     for k in range(count):
         hue = (k * 0.6180339887498949) % 1.0
@@ -193,7 +196,7 @@ def distinct_colours(count: int) -> list[tuple[int, int, int]]:
 
 
 def abbreviate_ids(ids: Iterable[str], limit: int = 5) -> str:
-    """A few of ``ids`` for a sentence: ``a, b, c and 4 more``."""
+    """Format ids for a message, at most ``limit`` of them: ``'a', 'b', 'c' and 4 more``."""
     names = list(ids)
     shown = ", ".join(f"'{n}'" for n in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,10 +1,9 @@
-"""A dataset folder in the form of the Medical Segmentation Decathlon.
+"""Dataset folders in the format of the Medical Segmentation Decathlon.
 
-``imagesTr/`` and ``labelsTr/`` hold one file a scan (NIfTI, or another format of volumes that is read), and
-``dataset.json`` says what the channels and the label values are called (Antonelli et al. 2022, "The Medical
-Segmentation Decathlon"; nnU-Net v2 turned the two tables round: ``channel_names`` and ``{"liver": 1}``; both are read).
-Nothing here opens an image: a scan's voxels are read when someone asks for them, and a label only for a scan that the
-split allows to be opened.
+``imagesTr/`` and ``labelsTr/`` contain one file per scan (NIfTI or another supported volume format), and
+``dataset.json`` names the channels and the label values (Antonelli et al. 2022, "The Medical Segmentation Decathlon").
+The notation of nnU-Net v2 is read as well: ``channel_names``, and labels as ``{"liver": 1}``. Loading a dataset opens
+no image: voxels are read on request, and a label is read only for a scan whose label the split opens.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from semiseg.volumes.volume import Volume, format_shape, same_grid
 
 @dataclass(frozen=True)
 class Case:
-    """One scan: its id (the file's name without ``.nii.gz``), its image, and its outline if somebody drew one."""
+    """One scan: its id (the file name without ``.nii.gz``), its image, and its label file, if there is one."""
 
     id: str
     image: Path
@@ -41,10 +40,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The scans of one folder and what their channels and label values mean.
+    """The scans of one folder and the names of their channels and label values.
 
-    ``segments`` is empty when the folder has no ``dataset.json``: label values have no names then, and whoever trains
-    or evaluates gives them (:meth:`with_names`). ``ignore`` is the label value of voxels that nobody outlined, or None.
+    ``segments`` is empty if the folder has no ``dataset.json``; training and evaluation then supply the names
+    (:meth:`with_names`). ``ignore`` is the label value of unannotated voxels, or None.
     """
 
     folder: Path
@@ -59,19 +58,19 @@ class Dataset:
 
     @property
     def label_values(self) -> tuple[int, ...]:
-        """The values that its label maps may hold, besides 0 for the background."""
+        """Values that the label maps may contain besides 0, the background."""
         return tuple(sorted({value for segment in self.segments for value in segment.reference_values}))
 
     @property
     def known_values(self) -> tuple[int, ...]:
-        """All values that its label maps may hold."""
+        """All values that the label maps may contain."""
         return (0, *self.label_values, *(() if self.ignore is None else (self.ignore,)))
 
     def case(self, case_id: str) -> Case:
-        """The scan called ``case_id``.
+        """Return the scan with the id ``case_id``.
 
         Raises:
-            DatasetError: there is none.
+            DatasetError: There is no scan with this id.
         """
         try:
             return self.cases[case_id]
@@ -81,10 +80,10 @@ class Dataset:
     def with_names(
         self, *, channels: Iterable[str] | None = None, segments: Iterable[Segment] | None = None
     ) -> Dataset:
-        """The same scans with other names for the channels or the label values; None keeps what there is.
+        """Return the dataset with other channels or segments; None keeps the present ones.
 
         Raises:
-            DatasetError: two segments share a name or a label value.
+            DatasetError: Two segments share a name or a label value.
         """
         named = tuple(self.segments if segments is None else segments)
         check_distinct(named, self.folder)
@@ -92,19 +91,19 @@ class Dataset:
 
 
 def load_dataset(folder: str | Path) -> Dataset:
-    """Read ``folder/dataset.json``, or list ``imagesTr/`` and ``labelsTr/`` when there is none.
+    """Read ``folder/dataset.json``, or list ``imagesTr/`` and ``labelsTr/`` if there is no such file.
 
-    With a ``dataset.json`` its ``training`` list decides which scans there are; one without a ``label`` (or given as
-    a bare path) is a scan nobody outlined. Without that list, or without the file, scans are the images of
-    ``imagesTr/`` and a label belongs to the image of the same name. The Decathlon's ``test`` list (``imagesTs/``) is
-    its challenge's own and stays out. Whether the files can be read is left to :func:`check_dataset`.
+    The ``training`` list of ``dataset.json`` defines the scans; an entry without a ``label`` (or a bare path) is a scan
+    without annotation. Without that list, or without the file, the scans are the images of ``imagesTr/``, and a label
+    belongs to the image of the same name. The Decathlon's ``test`` list (``imagesTs/``) belongs to its challenge and is
+    ignored. The files themselves are not opened; :func:`check_dataset` does that.
 
     Raises:
-        DatasetError: the folder or file is missing, not JSON, or contradicts itself.
+        DatasetError: The folder or file is missing, not JSON, or contradicts itself.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is not a folder, so there is no dataset in it.")
+        raise DatasetError(f"{folder} is not a folder, so it is not a dataset.")
     described = folder / "dataset.json"
     if not described.exists():
         cases = _cases_by_name(folder)
@@ -121,23 +120,23 @@ def load_dataset(folder: str | Path) -> Dataset:
 
 
 def read_channels(case: Case, channels: tuple[str, ...]) -> dict[str, Volume]:
-    """The image of ``case`` as one volume a channel, all on one grid.
+    """Read the image of ``case`` as one volume per channel, all on one grid.
 
     Raises:
-        VolumeError: the file is unreadable or holds another number of channels.
+        VolumeError: The file is unreadable or has another number of channels.
     """
     return dict(read_nifti_channels(case.image, channels))
 
 
 def read_reference(case: Case, image: Volume) -> Volume:
-    """The label map of ``case``, int32, which must lie on the grid of ``image``.
+    """Read the label map of ``case`` as int32; it must be on the grid of ``image``.
 
     Raises:
-        DatasetError: the scan has no label file.
-        VolumeError: the file is unreadable, holds values that are not integers, or lies on another grid.
+        DatasetError: The scan has no label file.
+        VolumeError: The file is unreadable, contains values that are not integers, or is on another grid.
     """
     if case.label is None:
-        raise DatasetError(f"Scan '{case.id}' has no label file, so there is nothing to compare with or learn from.")
+        raise DatasetError(f"Scan '{case.id}' has no label file, so it cannot be used for evaluation or training.")
     label = read_labels(case.label)
     problem = grid_difference(image, label)
     if problem:
@@ -146,7 +145,7 @@ def read_reference(case: Case, image: Volume) -> Volume:
 
 
 def grid_difference(image: Volume, label: Volume) -> str | None:
-    """What differs between two grids, with the numbers; None when their voxels lie at the same points.
+    """Describe the difference between two grids with numbers; return None if they are the same grid.
 
     The tolerance is a share of a voxel, :data:`semiseg.volumes.volume.GRID_TOLERANCE`, at the corners of the grid.
     """
@@ -162,11 +161,11 @@ def grid_difference(image: Volume, label: Volume) -> str | None:
 
 
 def parse_case_id(path: Path, ending: str | None = None) -> str | None:
-    """The id that the name of a volume's file gives its scan; None for any other file.
+    """Return the scan id from the name of a volume file; None for other files.
 
     Args:
         path: The file.
-        ending: Ending of the names of all scans, if the dataset gives one (nnU-Net's ``file_ending``).
+        ending: Suffix of all scan files, if the dataset defines one (nnU-Net's ``file_ending``).
     """
     for suffix in suffixes() if ending is None else (ending,):
         if path.name.lower().endswith(suffix) and not path.name.startswith("."):
@@ -183,8 +182,8 @@ def _cases_listed(folder: Path, listed: Any, path: Path) -> dict[str, Case]:
         case_id = parse_case_id(Path(image))
         if case_id is None:
             raise DatasetError(
-                f"{path}: training entry {number} is '{image}', which is not a .nii or .nii.gz file, nor in another "
-                "format of volumes that is read."
+                f"{path}: training entry {number} is '{image}', which is not a .nii or .nii.gz file or a file of "
+                "another supported volume format."
             )
         if case_id in cases:
             raise DatasetError(f"{path}: two training entries have the scan id '{case_id}'.")
@@ -206,14 +205,14 @@ def _cases_by_name(folder: Path, ending: str | None = None) -> dict[str, Case]:
     images = _files_by_id(folder / "imagesTr", ending)
     if not images:
         raise DatasetError(
-            f"{folder} has neither a dataset.json that lists scans nor NIfTI files (or other volumes that are read) in "
-            "imagesTr/; give the folder of a dataset in Medical Segmentation Decathlon form."
+            f"{folder} has neither a dataset.json that lists scans nor NIfTI files (or other supported volumes) in "
+            "imagesTr/; give the folder of a dataset in the format of the Medical Segmentation Decathlon."
         )
     labels = _files_by_id(folder / "labelsTr", ending)
     if _named_by_channel(set(images), set(labels)):
         if any(not i.endswith("_0000") for i in images):
             raise DatasetError(
-                f"{folder}/imagesTr holds one file a channel (_0000, _0001, ...); stack the channels of each scan "
+                f"{folder}/imagesTr contains one file per channel (_0000, _0001, ...); stack the channels of each scan "
                 "into one 4D NIfTI file."
             )
         images = {i[:-5]: path for i, path in images.items()}
@@ -224,7 +223,7 @@ def _cases_by_name(folder: Path, ending: str | None = None) -> dict[str, Case]:
 
 
 def _named_by_channel(images: set[str], labels: set[str]) -> bool:
-    """Whether images are named as nnU-Net does, ``liver_001_0000`` beside the label ``liver_001``."""
+    """Return True if images are named as in nnU-Net, ``liver_001_0000`` for the label ``liver_001``."""
     without_number = {i[:-5] for i in images if i[-5:-4] == "_" and i[-4:].isdigit()}
     return bool(labels) and not labels & images and labels <= without_number
 
@@ -236,6 +235,6 @@ def _files_by_id(folder: Path, ending: str | None) -> dict[str, Path]:
         if case_id is None:
             continue
         if case_id in found:
-            raise DatasetError(f"{folder} holds '{case_id}' twice: {found[case_id].name} and {path.name}.")
+            raise DatasetError(f"{folder} contains '{case_id}' twice: {found[case_id].name} and {path.name}.")
         found[case_id] = path
     return found

@@ -1,7 +1,8 @@
-"""Other draws of the labelled scans, and folds: the splits of an experiment that is repeated on one dataset.
+"""Splits for repeated experiments on one dataset: random draws of the labelled scans, and cross-validation folds.
 
-Which scans are outlined matters more than many a method, so a figure of one labelled set says little. A draw keeps a
-split's test and development scans and labels others of its training scans; folds judge every outlined scan once.
+The choice of the labelled scans often matters more than the method, so a result for one labelled set says little. A
+draw keeps a split's test and development scans and labels other training scans; folds test once on every scan with a
+label file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from semiseg.errors import DatasetError
 
 
 def resample_labelled(dataset: Dataset, split: SplitFile, labelled: Sequence[int], draw: int) -> SplitFile:
-    """The same split with other labelled scans: nested lists from a shuffle of the outlined training scans.
+    """Return the same split with other labelled scans: nested lists from a shuffle of the training scans with labels.
 
     Args:
         dataset: The dataset.
@@ -24,17 +25,17 @@ def resample_labelled(dataset: Dataset, split: SplitFile, labelled: Sequence[int
         draw: Number of the draw, from 1; it is the seed of the shuffle.
 
     Raises:
-        DatasetError: There are not that many outlined training scans, or the split spends labels on validation.
+        DatasetError: There are fewer training scans with a label file, or the split uses labels for validation.
     """
     if split.validation:
-        raise DatasetError(f"{split.path} has validation scans; draws of the labelled scans are of a split without.")
+        raise DatasetError(f"{split.path} has validation scans; draws of the labelled scans need a split without them.")
     kept_out = {*split.test, *split.development}
     train = split.train if split.train is not None else tuple(i for i in dataset.cases if i not in kept_out)
     outlined = _shuffled(dataset, train, draw)
     if max(labelled, default=0) > len(outlined):
         raise DatasetError(
-            f"{split.path}: {max(labelled)} labelled scans were asked for, and {len(outlined)} training scans have a "
-            "label file."
+            f"{split.path}: {max(labelled)} labelled scans were requested, but only {len(outlined)} training scans "
+            "have a label file."
         )
     return SplitFile(
         seed=draw,
@@ -50,17 +51,17 @@ def resample_labelled(dataset: Dataset, split: SplitFile, labelled: Sequence[int
 def make_folds(
     dataset: Dataset, count: int, labelled: Sequence[int], *, draw: int = 0, seed: int = 0
 ) -> list[SplitFile]:
-    """Splits of which each judges another part of the outlined scans and learns from all other scans.
+    """Return the splits of a cross-validation: each tests on one part of the scans with a label file.
 
     Args:
         dataset: The dataset.
         count: Number of folds, at least 2.
-        labelled: Numbers of labelled scans in each.
+        labelled: Numbers of labelled scans in each split.
         draw: Number of the draw of the labelled scans.
-        seed: Seed of the shuffle that deals the scans to the folds.
+        seed: Seed of the shuffle that assigns the scans to the folds.
 
     Raises:
-        DatasetError: There are too few outlined scans.
+        DatasetError: There are too few scans with a label file.
     """
     outlined = _shuffled(dataset, tuple(dataset.cases), seed)
     if count < 2 or count > len(outlined):
@@ -77,7 +78,7 @@ def make_folds(
 
 
 def _shuffled(dataset: Dataset, ids: Sequence[str], seed: int) -> list[str]:
-    """The scans with a label file in an order that depends on the seed alone."""
+    """Return the scans with a label file in an order that depends on the seed only."""
     outlined = sorted(i for i in ids if has_label(dataset, i))
     random.Random(f"draw {seed}").shuffle(outlined)
     return outlined

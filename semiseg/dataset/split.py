@@ -1,8 +1,8 @@
-"""Which scans may teach, which are only looked at, and which judge.
+"""Splits of a dataset: labelled, unlabelled, validation, test and development scans.
 
 A scan is labelled only if it has a label file AND the split (or ``--labelled N``) names it. Labels of other training
-scans are never opened, so a figure "with 4 labels" is what 4 labels give, even when the folder holds more. The budget
-of labels includes the validation scans: a label spent on choosing the best iterate is a label somebody had to draw.
+scans are never opened, so that a result "with 4 labels" uses 4 labels even if the folder contains more. The label
+budget includes the validation scans, because labels that select a checkpoint also have to be drawn.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Pool = Literal["test", "validation", "development", "all"]
 
 @dataclass(frozen=True)
 class Split:
-    """The scans of one experiment, by id; no scan is in two of them.
+    """The scans of one experiment, as disjoint lists of ids.
 
     Attributes:
-        labelled: outlines that the loss sees.
-        unlabelled: training scans whose labels, if any, stay closed.
-        validation: outlines that choose the best iterate; they count in the budget of labels. May be empty.
-        test: opened by evaluation and comparison alone.
-        development: for choosing settings; in no training pool. May be empty.
+        labelled: Training scans whose labels the loss uses.
+        unlabelled: Training scans whose labels, if any, are not opened.
+        validation: Scans whose labels select the best checkpoint; they count in the label budget. May be empty.
+        test: Scans whose labels only evaluation and comparison open.
+        development: Scans for the choice of settings, which are never trained on. May be empty.
     """
 
     labelled: Ids
@@ -49,7 +49,7 @@ class Split:
             raise DatasetError("The split leaves no labelled scan to train on.")
 
     def pools(self) -> dict[str, Ids]:
-        """Every list by its name."""
+        """Return every list by its name."""
         return {
             "labelled": self.labelled,
             "unlabelled": self.unlabelled,
@@ -60,25 +60,26 @@ class Split:
 
     @property
     def budget(self) -> int:
-        """How many outlines somebody had to draw for training: labelled and validation."""
+        """Number of labels that training needs: labelled and validation scans."""
         return len(self.labelled) + len(self.validation)
 
 
 def make_split(dataset: Dataset, split_file: Path | None = None, labelled: int | None = None) -> Split:
-    """Decide which scans teach with and which without their outline.
+    """Determine the labelled and unlabelled scans of an experiment.
 
-    ``labelled`` = N takes the list that the split has for N. If it has none, N scans are taken in this order: its
-    validation scans, its longest labelled list, and (unless the file gives one fixed list) the rest of train; scans
-    without a label file are passed over. Without ``labelled`` the split's only list is taken.
+    With ``labelled`` = N the split's list for N is used. If there is none, N scans are taken in this order: the split's
+    validation scans, its longest labelled list, and (unless the file has one fixed list) the other scans of ``train``;
+    scans without a label file are skipped. Without ``labelled`` the split's only list is used.
 
-    Without any split file there are no test scans: every outlined scan is labelled and the rest is unlabelled, which is
-    refused when that leaves nothing to tell them apart (all scans outlined, or fewer asked for).
+    Without a split file there are no test scans: scans with a label file are labelled, and the others are unlabelled.
+    An error is raised if this leaves the split undefined, because all scans have a label file or ``labelled`` is
+    smaller than their number.
 
     Raises:
-        DatasetError: the split contradicts itself or the dataset, or cannot give that many labels.
+        DatasetError: The split contradicts itself or the dataset, or does not have that many labels.
     """
     if labelled is not None and labelled < 1:
-        raise DatasetError(f"At least one scan must be labelled; {labelled} were asked for.")
+        raise DatasetError(f"At least one scan must be labelled; {labelled} were requested.")
     path = find_split(dataset, split_file)
     if path is None:
         return _without_file(dataset, labelled)
@@ -86,10 +87,10 @@ def make_split(dataset: Dataset, split_file: Path | None = None, labelled: int |
 
 
 def split_for_budget(dataset: Dataset, split: SplitFile, labelled: int | None) -> Split:
-    """The :class:`Split` that ``split`` gives for a budget of ``labelled`` scans (None: its only list).
+    """Return the :class:`Split` of ``split`` for a budget of ``labelled`` scans (None: its only list).
 
     Raises:
-        DatasetError: it cannot give that many, or the list it has for them contradicts the other lists.
+        DatasetError: The split does not have that many labels, or its list for them contradicts the other lists.
     """
     train = split.train
     if train is None:
@@ -102,8 +103,8 @@ def split_for_budget(dataset: Dataset, split: SplitFile, labelled: int | None) -
     teaching = tuple(i for i in outlined if i not in split.validation)
     if not teaching:
         raise DatasetError(
-            f"{split.path}: all {len(outlined)} labels go to validation, so none is left to train on; "
-            "ask for more with --labelled or shorten 'validation'."
+            f"{split.path}: all {len(outlined)} labels go to validation, so none is left for training; "
+            "increase --labelled or shorten 'validation'."
         )
     rest = tuple(i for i in train if i not in {*outlined, *split.validation})
     _check_unlabelled(split, teaching, rest, len(outlined))
@@ -111,30 +112,30 @@ def split_for_budget(dataset: Dataset, split: SplitFile, labelled: int | None) -
 
 
 def evaluation_scans(dataset: Dataset, split_file: Path | None, on: Pool) -> Ids:
-    """The scans that figures are made on, each with its label file.
+    """Return the scans to evaluate on, each of which has a label file.
 
     Args:
-        dataset: the scans.
-        split_file: None takes the dataset's own ``split.json``.
-        on: a list of the split; ``"all"`` is every outlined scan of a folder without a split, such as data from
-            another hospital.
+        dataset: The dataset.
+        split_file: Path of the split file; None for the dataset's own ``split.json``.
+        on: Name of a list of the split; ``"all"`` selects every scan with a label file in a folder without a split,
+            such as data from another hospital.
 
     Raises:
-        DatasetError: the list is empty, one of its scans has no label file, or ``"all"`` would mix in training scans.
+        DatasetError: The list is empty, one of its scans has no label file, or ``"all"`` would include training scans.
     """
     path = find_split(dataset, split_file)
     if path is None:
         ids = tuple(i for i in dataset.cases if has_label(dataset, i))
         if on != "all":
             raise DatasetError(
-                f"{dataset.folder} has no {FILE_NAME}, so which scans are its {on} scans is not known; write one "
+                f"{dataset.folder} has no {FILE_NAME}, so its {on} scans are not known; write one "
                 f"(semiseg data split), name one with --split, or use --on all for its {len(ids)} outlined scans."
             )
         if not ids:
             raise DatasetError(f"{dataset.folder}: no scan has a label file to compare with.")
         return ids
     if on == "all":
-        raise DatasetError(f"{path} says which scans are for training: name one of its lists with --on, not 'all'.")
+        raise DatasetError(f"{path} lists training scans, so --on must name one of its other lists, not 'all'.")
     split = read_split(dataset, path)
     chosen: dict[Pool, Ids] = {"test": split.test, "validation": split.validation, "development": split.development}
     if not chosen[on]:
@@ -146,7 +147,7 @@ def evaluation_scans(dataset: Dataset, split_file: Path | None, on: Pool) -> Ids
 
 
 def _budget(dataset: Dataset, split: SplitFile, train: Ids, labelled: int | None) -> Ids:
-    """The outlined scans of the split for a budget: validation scans are among them."""
+    """Return the scans whose labels the split opens for a budget, including the validation scans."""
     lists = split.labelled
     validation = split.validation
     if labelled is None:
@@ -154,17 +155,17 @@ def _budget(dataset: Dataset, split: SplitFile, train: Ids, labelled: int | None
             labelled = int(next(iter(lists)))
         elif isinstance(lists, dict) and lists:
             known = ", ".join(str(n) for n in split.budgets)
-            raise DatasetError(f"{split.path} has labelled lists of {known} scans: say which with --labelled.")
+            raise DatasetError(f"{split.path} has labelled lists of {known} scans: select one with --labelled.")
         elif lists:
             return _union(lists, validation)
         else:
-            raise DatasetError(f"{split.path} does not say which scans are labelled: give a number with --labelled.")
+            raise DatasetError(f"{split.path} does not say which scans are labelled; give a number with --labelled.")
     if isinstance(lists, dict) and str(labelled) in lists:
         chosen = _union(lists[str(labelled)], validation)
         if len(chosen) != labelled:
             raise DatasetError(
-                f"{split.path}: labelled '{labelled}' and validation together name {len(chosen)} scans; the budget of "
-                f"labels includes validation, so they must name {labelled}."
+                f"{split.path}: labelled '{labelled}' and validation together name {len(chosen)} scans; the label "
+                f"budget includes validation, so they must name {labelled}."
             )
         return chosen
     order = validation
@@ -176,14 +177,14 @@ def _budget(dataset: Dataset, split: SplitFile, train: Ids, labelled: int | None
     available = [i for i in order if has_label(dataset, i)]
     if labelled > len(available):
         raise DatasetError(
-            f"{split.path}: {labelled} labelled scans were asked for and {len(available)} scans that it allows "
-            "to be labelled have a label file."
+            f"{split.path}: {labelled} labelled scans were requested, but only {len(available)} scans that may be "
+            "labelled have a label file."
         )
     return tuple(available[:labelled])
 
 
 def _check_unlabelled(split: SplitFile, teaching: Ids, rest: Ids, budget: int) -> None:
-    """Refuse an ``unlabelled`` list for this very budget that is not the rest of train."""
+    """Refuse an ``unlabelled`` list for this budget that differs from the remaining scans of ``train``."""
     given: Ids | None
     if isinstance(split.unlabelled, dict):
         given = split.unlabelled.get(str(budget))
@@ -194,8 +195,8 @@ def _check_unlabelled(split: SplitFile, teaching: Ids, rest: Ids, budget: int) -
     wrong = sorted(set(given) ^ set(rest))
     if wrong:
         raise DatasetError(
-            f"{split.path}: unlabelled is the rest of train, but the list for {budget} labels differs from it in "
-            f"{abbreviate_ids(wrong)}; leave the list out or mend it."
+            f"{split.path}: unlabelled must be the remaining scans of train, but the list for {budget} labels differs "
+            f"in {abbreviate_ids(wrong)}; omit or correct the list."
         )
 
 
@@ -206,13 +207,13 @@ def _without_file(dataset: Dataset, labelled: int | None) -> Split:
         raise DatasetError(f"{dataset.folder}: no scan has a label file.")
     if labelled not in (None, len(outlined)):
         raise DatasetError(
-            f"{dataset.folder} has no {FILE_NAME} and {len(outlined)} outlined scans: which {labelled} of them are "
-            "labelled, and which are for the test, has to be written down (semiseg data split)."
+            f"{dataset.folder} has no {FILE_NAME} and {len(outlined)} scans with a label file; write a split that "
+            f"lists the {labelled} labelled scans and the test scans (semiseg data split)."
         )
     if not rest:
         raise DatasetError(
-            f"{dataset.folder} has no {FILE_NAME} and every scan is outlined: which ones are for the test has to be "
-            "written down (semiseg data split)."
+            f"{dataset.folder} has no {FILE_NAME} and every scan has a label file; write a split that lists the test "
+            "scans (semiseg data split)."
         )
     return Split(outlined, rest)
 

@@ -1,4 +1,4 @@
-"""``split.json``: lists of scan ids, checked against themselves and the dataset; drawn and written once."""
+"""``split.json`` files: lists of scan ids, checked for consistency with each other and the dataset."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FILE_NAME = "split.json"
 
 
 class SplitFile(BaseModel):
-    """``split.json`` as written: checked against itself, not yet against a dataset.
+    """The contents of a ``split.json``, checked for consistency, but not against a dataset.
 
-    ``labelled`` is one list, or lists by budget (``{"4": [...], "8": [...]}``). ``train`` may be left out (all scans
-    but test and development), and so may ``unlabelled`` (the rest of train; if given it is only checked).
+    ``labelled`` is one list, or lists by budget (``{"4": [...], "8": [...]}``). ``train`` may be omitted (all scans
+    except test and development), and so may ``unlabelled`` (the rest of train; if given, it is only checked).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,7 +32,7 @@ class SplitFile(BaseModel):
     unlabelled: dict[str, Ids] | Ids | None = None
     validation: Ids = ()
     development: Ids = ()
-    # Free text about how the split was made.
+    # Information about the creation of the split.
     seed: int | None = None
     method: str = ""
     description: str = ""
@@ -40,14 +40,14 @@ class SplitFile(BaseModel):
 
     @property
     def budgets(self) -> tuple[int, ...]:
-        """The numbers of labels that the file has a list for, ascending."""
+        """Numbers of labels for which the file has a list, in ascending order."""
         if isinstance(self.labelled, dict):
             return tuple(sorted(int(k) for k in self.labelled))
         return () if self.labelled is None else (len({*self.labelled, *self.validation}),)
 
 
 def find_split(dataset: Dataset, split_file: Path | None) -> Path | None:
-    """``split_file``, else the dataset's own ``split.json``, else None."""
+    """Return ``split_file`` if given, else the dataset's own ``split.json`` if it exists, else None."""
     if split_file is not None:
         return split_file
     own = dataset.folder / FILE_NAME
@@ -55,10 +55,10 @@ def find_split(dataset: Dataset, split_file: Path | None) -> Path | None:
 
 
 def read_split(dataset: Dataset, path: Path) -> SplitFile:
-    """Read a ``split.json`` and check it against itself and the scans there are.
+    """Read a ``split.json`` and check its consistency with itself and the dataset.
 
     Raises:
-        DatasetError: unreadable, an unknown key or id, an id twice or in two lists that exclude each other.
+        DatasetError: The file is unreadable, has an unknown key or id, or has an id twice or in exclusive lists.
     """
     document = read_json(path)
     try:
@@ -67,7 +67,7 @@ def read_split(dataset: Dataset, path: Path) -> SplitFile:
         raise DatasetError(_schema_sentence(path, error)) from error
     for key in split.labelled if isinstance(split.labelled, dict) else ():
         if not (key.isascii() and key.isdigit() and int(key) > 0 and key == str(int(key))):
-            raise DatasetError(f"{path}: the lists in 'labelled' are named by how many labels they hold, not '{key}'.")
+            raise DatasetError(f"{path}: the keys of 'labelled' are numbers of labels, not '{key}'.")
     lists = _named_lists(split)
     for name, ids in lists.items():
         twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
@@ -83,10 +83,12 @@ def read_split(dataset: Dataset, path: Path) -> SplitFile:
 def random_split(
     dataset: Dataset, *, test: int, labelled: Sequence[int], development: int = 0, seed: int = 0
 ) -> SplitFile:
-    """Draw a split: ``test`` and ``development`` scans with a label file, then nested labelled lists from the rest.
+    """Draw a random split: ``test`` and ``development`` scans, then nested labelled lists from the other scans.
+
+    All of these scans have a label file.
 
     Raises:
-        DatasetError: there are not that many outlined scans.
+        DatasetError: There are not enough scans with a label file.
     """
     outlined = sorted(i for i in dataset.cases if has_label(dataset, i))
     needed = test + development + max(labelled, default=0)
@@ -112,35 +114,35 @@ def random_split(
 
 
 def write_split(split: SplitFile, path: Path) -> None:
-    """Write ``split`` as JSON; an existing file is never replaced, since it may be what a published figure rests on.
+    """Write ``split`` as JSON; an existing file is never replaced, because published results may depend on it.
 
     Raises:
-        DatasetError: the file exists or cannot be written.
+        DatasetError: The file exists or cannot be written.
     """
     try:
         with path.open("x", encoding="utf-8") as file:
             json.dump(split.model_dump(mode="json", exclude_defaults=True), file, indent=1)
             file.write("\n")
     except FileExistsError:
-        raise DatasetError(f"{path} exists already; delete it first if no result rests on it.") from None
+        raise DatasetError(f"{path} already exists; delete it first if no result depends on it.") from None
     except OSError as error:
         raise DatasetError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def has_label(dataset: Dataset, case_id: str) -> bool:
-    """Whether the label file of a scan is there; it is not opened."""
+    """Return True if the label file of a scan exists; the file is not opened."""
     label = dataset.cases[case_id].label
     return label is not None and label.is_file()
 
 
 def _check_exclusive(path: Path, lists: dict[str, Ids]) -> None:
-    """Refuse a scan in two lists that exclude each other, and a teaching list that leaves train."""
+    """Refuse a scan in two exclusive lists, and a training list with scans outside ``train``."""
     kept_out = {"test", "development"}
     for name, ids in lists.items():
         for other, others in lists.items():
             apart = name in kept_out and other != name
             apart = apart or (name.startswith("unlabelled") and other == "validation")
-            # "labelled '4'" and "unlabelled '4'" exclude each other; a scan may be labelled for 8 and not for 4.
+            # "labelled '4'" and "unlabelled '4'" are exclusive; a scan may be labelled for 8 and unlabelled for 4.
             apart = apart or (name.startswith("unlabelled") and other == name.removeprefix("un"))
             both = sorted(set(ids) & set(others)) if apart else []
             if both:
@@ -152,7 +154,7 @@ def _check_exclusive(path: Path, lists: dict[str, Ids]) -> None:
 
 
 def _named_lists(split: SplitFile) -> dict[str, Ids]:
-    """Every list of the file under the name that a sentence uses for it."""
+    """Return every list of the file by the name that messages use for it."""
     out: dict[str, Ids] = {"test": split.test, "development": split.development, "validation": split.validation}
     if split.train is not None:
         out["train"] = split.train
@@ -169,7 +171,7 @@ def _schema_sentence(path: Path, error: ValidationError) -> str:
     where = ".".join(str(p) for p in first["loc"])
     known = ", ".join(f for f in SplitFile.model_fields if f != "path")
     if first["type"] == "extra_forbidden":
-        return f"{path} has the key '{where}', which means nothing here; known keys are {known}."
+        return f"{path} has the unknown key '{where}'; known keys are {known}."
     if first["type"] == "missing":
-        return f"{path} lacks '{where}': a split must name its test scans (an empty list says there are none)."
+        return f"{path} lacks '{where}': a split must list its test scans (an empty list if there are none)."
     return f"{path}: '{where}' cannot be read: {first['msg']}; lists of scan ids are expected."

@@ -1,1 +1,1 @@
-"""Engines: what runs the network's windows, each behind the one protocol of :mod:`semiseg.engines.engine`."""
+"""Inference engines, which run the network on windows; all implement :class:`semiseg.engines.engine.Engine`."""

@@ -1,8 +1,8 @@
-"""The protocol that every engine follows: run windows, then add what they gave to the slab that is being blended.
+"""The interface of all engines: run the network on windows, then add the results to the slab that is being blended.
 
-Two steps, so that an engine on a GPU can keep windows and slab there and hand over only finished voxels, and so that
-one batch can be blended while the network is at the next. The NumPy methods of :class:`Engine` are the reference that
-every other engine is held to.
+These are two steps so that an engine on a GPU can keep windows and slab in its own memory and return only completed
+voxels, and so that one batch can be blended while the network processes the next. The NumPy methods of :class:`Engine`
+are the reference for all other engines.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ Start = tuple[int, int, int]
 
 
 class Engine(ABC):
-    """Runs windows through one network.
+    """Base class of engines, each of which runs one network.
 
-    ``run`` returns a handle that only this engine understands; the slab is likewise the engine's own. The caller runs
-    the windows of a volume in the slab's order, adds each with :meth:`accumulate`, and after each band reads
-    :meth:`completed` and calls :meth:`advance`.
+    Handles that ``run`` returns and slabs are opaque to the caller. The caller runs the windows of a volume in the
+    slab's order, adds each with :meth:`accumulate`, and after each band reads :meth:`completed` and calls
+    :meth:`advance`.
     """
 
     name: str
     device: str
-    max_pending: int = 1  # batches that are worth starting before the first of them is read
+    max_pending: int = 1  # number of batches to start before the first of them is read
 
     @abstractmethod
     def run(self, windows: NDArray[np.float32]) -> Any:
-        """Start the network on windows (B, C, *window); the handle stands for their logits (B, K, *window).
+        """Start the network on windows (B, C, *window), and return a handle for their logits (B, K, *window).
 
-        An engine may still be computing when it returns. A handle, and the memory of ``windows``, are in use until the
-        same thread has called ``run`` more than ``max_pending`` times more.
+        The engine may still be computing when this method returns. A handle and the memory of ``windows`` remain in use
+        until the same thread has called ``run`` more than ``max_pending`` further times.
         """
 
     @abstractmethod
     def logits(self, handle: Any) -> NDArray[np.float32]:
-        """The logits (B, K, *window) behind a handle, in host memory.
+        """Return the logits (B, K, *window) of a handle in host memory.
 
         Raises:
-            EngineError: the network failed.
+            EngineError: The network failed.
         """
 
     def wait(self, handle: Any) -> None:  # noqa: B027 - most engines are done when `run` returns
-        """Return when the network is done with a batch, for engines that compute in the processor's other threads."""
+        """Wait until the network is done with a batch, for engines that compute in other threads."""
 
     def wrap_logits(self, logits: NDArray[np.float32]) -> Any:
-        """A handle for logits (B, K, *window) that are known already."""
+        """Return a handle for given logits (B, K, *window)."""
         return logits
 
     def open_slab(self, plan: SlabPlan, outputs: int, activation: Activation) -> Any:
-        """An empty slab; ``activation`` is applied to the ``outputs`` logits of a window before they are added."""
+        """Return an empty slab; ``activation`` is applied to the ``outputs`` logits before they are added."""
         return Slab(plan, outputs, activation, lambda shape: np.zeros(shape, dtype=np.float32))
 
     def accumulate(self, slab: Any, handle: Any, row: int, start: Start, weights: NDArray[np.float32]) -> None:
@@ -63,33 +63,33 @@ class Engine(ABC):
         values = apply_activation(self.logits(handle)[row], slab.activation)
         for target, part, place in slab.parts(values, start):
             weight = weights[place[1:]]
-            product = np.empty_like(weight)  # one class at a time stays in the processor's cache
+            product = np.empty_like(weight)  # one class at a time, which fits into the processor's cache
             for sums, new in zip(target, part, strict=True):
                 np.multiply(new, weight, out=product)
                 sums += product
 
     def completed(self, slab: Any, planes: int, rows: int) -> Iterator[NDArray[np.float32]]:
-        """Sums that no later window changes, in host memory, in parts that follow one another along the outer axis.
+        """Yield the sums that no later window changes, in host memory, in parts along the outer axis.
 
-        They may be views and hold until :meth:`advance`.
+        The arrays may be views, which are valid until :meth:`advance`.
 
         Args:
-            slab: from :meth:`open_slab`.
-            planes: how many of the present row's planes are finished ...
-            rows: ... on how many of the present band's rows.
+            slab: Slab from :meth:`open_slab`.
+            planes: Number of completed planes of the present row, along the outer axis.
+            rows: Number of completed rows of the present band, along the middle axis.
         """
         yield from slab.completed(planes, rows)
 
     def advance(self, slab: Any, planes: int, rows: int) -> None:
-        """Forget what :meth:`completed` told, and move the slab on to the next band."""
+        """Discard the voxels that :meth:`completed` returned, and move the slab to the next band."""
         slab.advance(planes, rows)
 
-    def close(self) -> None:  # noqa: B027 - most engines have nothing to give back
-        """Give back what the engine holds on a device."""
+    def close(self) -> None:  # noqa: B027 - most engines have nothing to release
+        """Release the engine's resources on a device."""
 
 
 def apply_activation(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.float32]:
-    """Softmax or sigmoid over the first axis of (K, ...), or the logits themselves."""
+    """Apply softmax or sigmoid over the first axis of (K, ...); with ``none`` return the logits unchanged."""
     if activation == "none":
         return logits
     if activation == "sigmoid":

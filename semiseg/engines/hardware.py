@@ -1,4 +1,4 @@
-"""What this machine's processor and GPU offer to the engines."""
+"""Detection of the processor's instruction sets and of the GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from semiseg.system.processors import processor_flags
 
-# What a cap on the instruction set leaves of what matters here. oneDNN, which computes the convolutions of OpenVINO and
-# of torch, reads this variable; a machine without these instructions is tried out with it. Names it does not list
-# (AVX512_CORE_FP16 and above) leave all of it.
+# oneDNN, which computes the convolutions of OpenVINO and of torch, reads this variable, which limits the instruction
+# sets; tests use it to imitate a machine without them. The table lists the relevant instruction sets that remain with
+# each value. Values that are not listed (AVX512_CORE_FP16 and above) limit none of them.
 ISA_CAP_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 _LEFT_BY_CAP: dict[str, tuple[str, ...]] = {
     "SSE41": (),
@@ -28,7 +28,7 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
 def has_instructions(flags: tuple[str, ...]) -> bool:
-    """Whether the processor has one of these instruction sets, and may use it."""
+    """Return True if the processor has one of these instruction sets and may use it."""
     here = processor_flags()
     left = _LEFT_BY_CAP.get(os.environ.get(ISA_CAP_VARIABLE, "").upper())
     return not (here if left is None else here.intersection(left)).isdisjoint(flags)
@@ -43,7 +43,7 @@ class Gpu:
 
 
 def detect_gpu() -> Gpu | None:
-    """The machine's GPU as nvidia-smi tells it; None where there is none, or nvidia-smi does not answer."""
+    """Return the GPU that nvidia-smi reports; None if there is none, or if nvidia-smi fails."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the engine that runs everywhere."""
+"""The ONNX Runtime engine, which runs on every supported machine."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 
 class OnnxEngine(Engine):
-    """Runs an ONNX graph on the CPU or, with ``onnxruntime-gpu`` and CUDA, on a GPU."""
+    """Engine that runs an ONNX graph on the CPU or, with ``onnxruntime-gpu`` and CUDA, on a GPU."""
 
     def __init__(self, model: Path, *, threads: int | None = None, device: str = "auto") -> None:
         """Load ``model``.
 
         Args:
-            model: the graph; one input (B, C, X, Y, Z) float32, one output (B, K, X, Y, Z).
-            threads: CPU threads, by default all that this process may use.
-            device: ``auto`` takes CUDA when it is there, ``cpu`` and ``cuda`` insist.
+            model: Path of the graph, with one input (B, C, X, Y, Z) float32 and one output (B, K, X, Y, Z).
+            threads: Number of CPU threads; by default all that this process may use.
+            device: ``auto`` uses CUDA if it is available; ``cpu`` or ``cuda`` requires that device.
 
         Raises:
-            EngineError: the graph is damaged, or has an operator that this ONNX Runtime lacks.
-            InputError: no ONNX Runtime, two of them, or CUDA asked for where there is none.
+            EngineError: The graph is damaged, or has an operator that this ONNX Runtime lacks.
+            InputError: ONNX Runtime is not installed or installed twice, or CUDA was requested and is not available.
         """
         runtime = import_onnxruntime()
         options = runtime.SessionOptions()
@@ -49,9 +49,9 @@ class OnnxEngine(Engine):
             providers.insert(0, ("CUDAExecutionProvider", settings))
         try:
             self._session = runtime.InferenceSession(str(model), options, providers=providers)
-        except Exception as error:  # ONNX Runtime's exception classes share no other base
+        except Exception as error:  # ONNX Runtime's exceptions have no more specific common base class
             raise EngineError(f"ONNX Runtime cannot load {model}: {_first_line(error)}") from error
-        # Asked for CUDA on a machine without it, ONNX Runtime falls back to the CPU in silence.
+        # If CUDA does not start, ONNX Runtime falls back to the CPU without an error.
         running = self._session.get_providers()[0]
         if device == "cuda" and running != "CUDAExecutionProvider":
             raise InputError("ONNX Runtime could not start CUDA on this machine; see its log above, or use the CPU.")
@@ -60,7 +60,7 @@ class OnnxEngine(Engine):
         self._input = self._session.get_inputs()[0].name
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See :meth:`Engine.run`; ONNX Runtime answers at once, so the handle is the logits."""
+        """See :meth:`Engine.run`; ONNX Runtime computes synchronously, so the handle is the logits."""
         try:
             (logits,) = self._session.run(None, {self._input: np.ascontiguousarray(windows, dtype=np.float32)})
         except Exception as error:  # see above
@@ -75,10 +75,10 @@ class OnnxEngine(Engine):
 
 
 def import_onnxruntime() -> Any:
-    """The ``onnxruntime`` module, when exactly one package provides it.
+    """Import the ``onnxruntime`` module, which exactly one installed package must provide.
 
     Raises:
-        InputError: neither ``onnxruntime`` nor ``onnxruntime-gpu`` is installed, or both are.
+        InputError: Neither ``onnxruntime`` nor ``onnxruntime-gpu`` is installed, or both are.
     """
     present = installed_runtimes()
     if len(present) > 1:
@@ -88,7 +88,7 @@ def import_onnxruntime() -> Any:
         )
     if not present:
         raise InputError("ONNX Runtime is missing; install the `serve` extra (CPU) or the `gpu` extra of semiseg.")
-    # Its Linux builds report to their maker otherwise, and keep a device id in the home folder.
+    # Otherwise its Linux builds send telemetry to Microsoft and keep a device id in the home folder.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -96,14 +96,14 @@ def import_onnxruntime() -> Any:
 
 
 def is_cuda_available() -> bool:
-    """Whether this ONNX Runtime was built for CUDA and the machine has an NVIDIA driver."""
+    """Return True if this ONNX Runtime was built for CUDA and the machine has an NVIDIA driver."""
     if nvidia_driver() is None or len(installed_runtimes()) != 1:
         return False
     return "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
 
 
 def installed_runtimes() -> list[str]:
-    """Which of the packages that provide the ``onnxruntime`` module are installed."""
+    """Return the installed packages that provide the ``onnxruntime`` module."""
     found = []
     for name in RUNTIMES:
         try:

@@ -1,4 +1,4 @@
-"""OpenVINO: the engine for processors; on one with VNNI or AMX it alone makes 8-bit graphs fast."""
+"""The OpenVINO engine for processors; it is the only engine that runs 8-bit graphs fast (with VNNI or AMX)."""
 
 from __future__ import annotations
 
@@ -22,42 +22,43 @@ from semiseg.system.processors import usable_processors
 
 @dataclass(frozen=True)
 class _Running:
-    """A request that was started, and the windows that it reads."""
+    """A started inference request and the windows that it reads."""
 
     request: Any
     windows: NDArray[np.float32]
 
 
 class OpenVinoEngine(Engine):
-    """Runs an ONNX graph on the CPU, compiled for each shape of windows that it meets.
+    """Engine that runs an ONNX graph on the CPU, compiled for each shape of windows.
 
-    Logits are the network's own memory, for as long as :meth:`Engine.run` promises.
+    The returned logits are views of OpenVINO's memory, valid for as long as :meth:`Engine.run` specifies.
     """
 
     name = "openvino"
     device = "cpu"
 
     def __init__(self, model: Path, *, threads: int | None = None, bf16: bool = False) -> None:
-        """Load ``model``; the first windows of each shape pay for compiling it.
+        """Load ``model``; it is compiled when the first windows of a shape are run.
 
         Args:
-            model: the graph; one input (B, C, X, Y, Z) float32, one output (B, K, X, Y, Z).
-            threads: CPU threads, by default all that this process may use.
-            bf16: compute in bfloat16 where the processor does (AVX-512 BF16, AMX); else exactly what the graph says.
+            model: Path of the graph, with one input (B, C, X, Y, Z) float32 and one output (B, K, X, Y, Z).
+            threads: Number of CPU threads; by default all that this process may use.
+            bf16: If True, compute in bfloat16 if the processor supports it (AVX-512 BF16, AMX); otherwise compute in
+                the precision of the graph.
 
         Raises:
-            EngineError: the graph is damaged, or has an operator that OpenVINO lacks.
+            EngineError: The graph is damaged, or has an operator that OpenVINO lacks.
             InputError: OpenVINO is not installed.
         """
         self._library = import_openvino()
         self._core = _core()
         threads = threads or usable_processors()
-        # Two windows at a time, each on half of the threads, is faster than one on all: the small layers of a UNet do
-        # not divide among many. While one of the two is blended, the other one runs.
+        # Two windows at a time, each on half of the threads, are faster than one on all threads, because the small
+        # layers of a UNet do not use many threads well. While one window is blended, the other one runs.
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": min(2, threads),
-            # Left alone, OpenVINO computes in bfloat16 wherever the processor can.
+            # By default OpenVINO computes in bfloat16 if the processor supports it.
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         }
         try:
@@ -98,7 +99,7 @@ class OpenVinoEngine(Engine):
             ) from error
 
     def _next_request(self, shape: tuple[int, ...]) -> Any:
-        """One of this thread's requests for windows of ``shape``, in turn: one is read while the others run."""
+        """Return the next of this thread's requests for windows of ``shape``; one is read while the others run."""
         requests = vars(self._own).setdefault("requests", {})
         if shape not in requests:
             compiled = self._compile(shape)
@@ -111,7 +112,7 @@ class OpenVinoEngine(Engine):
             if shape not in self._compiled:
                 try:
                     fixed = self._model.clone()
-                    fixed.reshape(self._library.PartialShape(list(shape)))  # a fixed shape runs faster than a free one
+                    fixed.reshape(self._library.PartialShape(list(shape)))  # a static shape runs faster
                     self._compiled[shape] = self._core.compile_model(fixed, "CPU", self._settings)
                 except RuntimeError as error:
                     raise EngineError(
@@ -121,12 +122,12 @@ class OpenVinoEngine(Engine):
 
 
 def import_openvino() -> Any:
-    """The ``openvino`` module.
+    """Import the ``openvino`` module.
 
     Raises:
-        InputError: it is not installed, or its libraries do not load.
+        InputError: The module is not installed, or its libraries cannot be loaded.
     """
-    # Its import reports to an analytics service on the internet, unless its package for that cannot be imported.
+    # On import, OpenVINO sends telemetry over the internet, unless its telemetry package cannot be imported.
     with _hidden("openvino_telemetry"):
         try:
             import openvino
@@ -137,13 +138,13 @@ def import_openvino() -> Any:
 
 @lru_cache(maxsize=1)
 def _core() -> Any:
-    """The process's one core: when the last one goes, OpenVINO unloads its libraries under threads that still run."""
+    """Return the process's only core; OpenVINO unloads its libraries with the last core, while threads still run."""
     return import_openvino().Core()
 
 
 @contextlib.contextmanager
 def _hidden(name: str) -> Iterator[None]:
-    """As if a module were not installed."""
+    """Make the import of a module fail inside the context."""
     modules: dict[str, Any] = sys.modules
     before = modules.get(name)
     modules[name] = None
@@ -157,7 +158,7 @@ def _hidden(name: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """OpenVINO's messages start with the place in its source, and end with what was wrong."""
+    """Return the reason from OpenVINO's message, which begins with source locations and ends with the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any("bad_alloc" in line or "allocate" in line for line in lines):
         return "there is not enough memory for them"

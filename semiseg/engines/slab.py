@@ -1,12 +1,16 @@
-"""The part of a volume that windows are being blended into.
+"""The part of a volume that is held in memory while windows are blended.
 
-Windows are run row by row along one axis (``outer``), and within a row band by band along a second (``middle``); within
-a band they follow one another along the third. What no later window touches is finished and its memory used again.
+Windows are run row by row along one axis (``outer``), within a row band by band along a second axis (``middle``), and
+within a band along the third axis. Voxels that no later window touches are completed, and their memory is reused. For
+the planes of the present row, along the outer axis (down) and the middle axis (right), the voxels are held as follows::
 
-Of a row that lies behind the present band, only the planes that the next row touches again are needed; of what lies
-before the band, only those that the last row touched. Both are ``carried``, one array over the whole cross-section; the
-other planes of the row exist for the present band alone and are ``fresh``. With half overlap that is half a row and a
-band, for any number of slices.
+                     bands before    present band    bands after
+    first planes     completed       carried         carried
+    other planes     carried         fresh           not touched yet
+
+The array ``carried`` covers the whole cross-section. From the present band on it contains the planes that the previous
+row also touched, and in the bands before it the planes that the next row will touch. The array ``fresh`` contains the
+other planes of the present band. With an overlap of one half this is half a row and a band, for any number of slices.
 """
 
 from __future__ import annotations
@@ -23,12 +27,14 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class SlabPlan:
-    """What has to be held at once.
+    """Sizes of the arrays of a slab.
 
     Attributes:
-        shape, window: voxels of the volume and of a window.
-        outer, middle: the axes along which rows and bands follow one another.
-        carried: planes along ``outer`` that a row may share with the next.
+        shape: Size of the volume in voxels.
+        window: Size of a window in voxels.
+        outer: Axis along which rows follow one another.
+        middle: Axis along which the bands of a row follow one another.
+        carried: Largest number of planes along ``outer`` that a row shares with the next.
     """
 
     shape: Triple
@@ -39,43 +45,43 @@ class SlabPlan:
 
     @property
     def carried_shape(self) -> Triple:
-        """Voxels that are held over the whole cross-section."""
+        """Shape of the array that is held over the whole cross-section."""
         return _with(self.shape, {self.outer: self.carried})
 
     @property
     def fresh_shape(self) -> Triple:
-        """Voxels that are held for one band."""
+        """Shape of the array that is held for one band."""
         return _with(
             self.shape, {self.outer: self.window[self.outer] - self.carried, self.middle: self.window[self.middle]}
         )
 
     @property
     def voxels(self) -> int:
-        """Voxels that are held in all."""
+        """Total number of voxels that are held."""
         return prod(self.carried_shape) + prod(self.fresh_shape)
 
 
 def plan_slab(shape: Triple, window: Triple, starts: Sequence[Sequence[int]]) -> SlabPlan:
-    """The order of the axes that holds the fewest voxels, for windows that lie at a grid of ``starts``."""
+    """Choose the order of the axes that needs the fewest voxels, for windows at a grid of ``starts``."""
     plans = []
     for outer, middle, _ in permutations(range(3)):
-        # Rows that do not meet (no overlap) share no plane.
+        # Rows without overlap share no plane.
         shared = [window[outer] - (after - before) for before, after in pairwise(starts[outer])]
         plans.append(SlabPlan(shape, window, outer, middle, max([0, *shared])))
     return min(plans, key=lambda plan: plan.voxels)
 
 
 class Slab:
-    """Sums (K, ...) of the windows so far, in the arrays of NumPy or of torch."""
+    """Sums (K, ...) of the windows added so far, in NumPy or torch arrays."""
 
     def __init__(self, plan: SlabPlan, outputs: int, activation: Activation, zeros: Callable[[tuple[int, ...]], Any]):
-        """Start empty.
+        """Allocate an empty slab.
 
         Args:
-            plan: what to hold.
-            outputs: K.
-            activation: what is applied to a window's logits before they are added.
-            zeros: makes an array of a shape.
+            plan: Sizes of the arrays.
+            outputs: Number of channels K.
+            activation: Function that is applied to a window's logits before they are added.
+            zeros: Function that returns an array of zeros of a given shape.
         """
         self.plan = plan
         self.activation = activation
@@ -85,18 +91,18 @@ class Slab:
 
     @property
     def voxels(self) -> int:
-        """Voxels held, times K."""
+        """Number of values that are held: voxels times K."""
         return int(prod(self._carried.shape) + prod(self._fresh.shape))
 
     def parts(self, values: Any, start: Triple) -> list[tuple[Any, Any, tuple[slice, ...]]]:
-        """Where a window's values belong.
+        """Split a window's values between the arrays of the slab.
 
         Args:
-            values: (..., *window).
-            start: of the window, in the volume; it has to lie in the present row and band.
+            values: Values of the window (..., *window).
+            start: Start of the window in the volume; it must be in the present row and band.
 
         Returns:
-            Pairs of a view (K, ...) of this slab and the part of ``values`` that belongs there, with its place.
+            For each array: a view (K, ...) of it, the part of ``values`` that belongs there, and the part's index.
         """
         plan = self.plan
         split = plan.carried
@@ -114,8 +120,9 @@ class Slab:
         return found
 
     def completed(self, planes: int, rows: int) -> list[Any]:
-        """The first ``planes`` planes of the first ``rows`` rows of the present band: views (K, ...) that follow one
-        another along the outer axis.
+        """Return the first ``planes`` planes of the first ``rows`` rows of the present band.
+
+        The result is a list of views (K, ...) that follow one another along the outer axis.
         """
         plan = self.plan
         found = []
@@ -128,10 +135,10 @@ class Slab:
         return found
 
     def advance(self, planes: int, rows: int) -> None:
-        """Move on by ``rows`` rows of the present band, of which ``planes`` planes are finished, and forget these."""
+        """Move on by ``rows`` rows of the present band, and discard their ``planes`` completed planes."""
         plan = self.plan
         left = plan.window[plan.outer] - planes  # planes that the next row touches
-        old = max(0, plan.carried - planes)  # those of them that are carried already
+        old = max(0, plan.carried - planes)  # number of these planes that are already in `carried`
         shift_along_axis(self._carried, 1 + plan.outer, planes, old, _cut({plan.middle: self._rows(rows)}))
         if left > old:
             source = _cut({plan.outer: slice(planes - plan.carried + old, None), plan.middle: slice(0, rows)})
@@ -149,7 +156,7 @@ class Slab:
 
 
 def shift_along_axis(array: Any, axis: int, by: int, count: int, within: tuple[slice, ...]) -> None:
-    """Move ``count`` entries along ``axis`` down by ``by`` places, a block at a time, so that no copy reads its own."""
+    """Move ``count`` entries along ``axis`` down by ``by`` places, in blocks whose source and target do not overlap."""
     for first in range(0, count, by):
         last = min(first + by, count)
         target, source = list(within), list(within)
@@ -163,5 +170,5 @@ def _with(triple: Triple, changes: dict[int, int]) -> Triple:
 
 
 def _cut(places: dict[int, slice]) -> tuple[slice, ...]:
-    """An index of (K, X, Y, Z) that takes ``places`` along some of the three axes, and all else."""
+    """Return an index of (K, X, Y, Z) with slices along some of the three axes and everything along the others."""
     return (slice(None), *(places.get(axis, slice(None)) for axis in range(3)))

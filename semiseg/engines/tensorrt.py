@@ -1,4 +1,4 @@
-"""TensorRT: runs a plan on the GPU that it was built on, and on no other."""
+"""The TensorRT engine, which runs a plan only on the GPU that it was built on."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ DEFAULT_STREAM = 0
 
 
 class TensorRtEngine(Engine):
-    """Runs a plan with one optimisation profile over the batch, at the window that it was built for.
+    """Engine that runs a plan with one optimisation profile over the batch, for the window that it was built for.
 
-    Memory of the device comes from ONNX Runtime's CUDA build, which the `gpu` extra brings anyway; copies and network
-    follow one another on the default stream, so the copy back waits for the result.
+    ONNX Runtime's CUDA build, which the `gpu` extra contains anyway, allocates the device memory. Copies and network
+    run one after another on the default stream, so that the copy to the host waits for the result.
     """
 
     name = "tensorrt"
@@ -32,8 +32,8 @@ class TensorRtEngine(Engine):
         """Load ``plan``.
 
         Raises:
-            InputError: TensorRT, or ONNX Runtime's CUDA build, is not here.
-            EngineError: the plan is damaged, or belongs to another GPU or version.
+            InputError: TensorRT or ONNX Runtime's CUDA build is not installed.
+            EngineError: The plan is damaged, or was built for another GPU or version.
         """
         self._trt = import_tensorrt()
         self._values = import_onnxruntime().OrtValue
@@ -42,7 +42,7 @@ class TensorRtEngine(Engine):
         if self._engine is None:
             raise EngineError(
                 f"TensorRT {self._trt.__version__} cannot load {plan}: it is damaged, or was built by another version "
-                "or for another GPU; build it anew with `semiseg export --trt`."
+                "or for another GPU; build it again with `semiseg export --trt`."
             )
         names = [self._engine.get_tensor_name(k) for k in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
@@ -50,7 +50,7 @@ class TensorRtEngine(Engine):
         self._own = threading.local()
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See :meth:`Engine.run`; the handle is the logits, already copied back."""
+        """See :meth:`Engine.run`; the handle is the logits in host memory."""
         context, given, found = self._buffers(windows.shape)
         given.update_inplace(np.ascontiguousarray(windows, dtype=np.float32))
         if not context.execute_async_v3(DEFAULT_STREAM):
@@ -62,14 +62,14 @@ class TensorRtEngine(Engine):
         return np.asarray(handle, dtype=np.float32)
 
     def _buffers(self, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
-        """This thread's own context and memory for windows of ``shape``: a context serves one call at a time."""
+        """Return this thread's context and buffers for windows of ``shape``; a context serves one call at a time."""
         made = vars(self._own).setdefault("buffers", {})
         if shape not in made:
             context = self._engine.create_execution_context()
             if context is None or not context.set_input_shape(self._input, shape):
                 raise EngineError(
                     f"The TensorRT plan does not take windows of shape {shape}; it was built for one window and a "
-                    "largest batch. Serve with the bundle's own window, or build the plan anew."
+                    "largest batch. Serve with the bundle's own window, or build the plan again."
                 )
             result = tuple(context.get_tensor_shape(self._output))
             given, found = (
@@ -83,10 +83,10 @@ class TensorRtEngine(Engine):
 
 
 def import_tensorrt() -> Any:
-    """The ``tensorrt`` module.
+    """Import the ``tensorrt`` module.
 
     Raises:
-        InputError: it or its libraries are missing, or it is neither version 10 nor 11.
+        InputError: The module or its libraries are missing, or its version is neither 10 nor 11.
     """
     try:
         import tensorrt
@@ -100,15 +100,16 @@ def import_tensorrt() -> Any:
 
 
 def precision_of(trt: Any, plan: bytes, shape: tuple[int, ...], tensor: str) -> str:
-    """The precision in which most convolutions of a plan compute: a name of the bundle's, or ``unknown``.
+    """Return the precision in which most convolutions of a plan compute: a bundle's precision, or ``unknown``.
 
-    Asked of the engine inspector and not of what was ordered; the plan has to be built with detailed verbosity.
+    The precision is read from the engine inspector, because it may differ from the requested one. The plan must have
+    been built with detailed verbosity.
 
     Args:
-        trt: the ``tensorrt`` module.
-        plan: the serialised engine.
-        shape: of the windows; formats are told for concrete shapes only.
-        tensor: the input's name.
+        trt: The ``tensorrt`` module.
+        plan: Serialised engine.
+        shape: Shape of the windows; the inspector reports formats for concrete shapes only.
+        tensor: Name of the input tensor.
     """
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
     context = engine.create_execution_context()
@@ -125,7 +126,7 @@ def precision_of(trt: Any, plan: bytes, shape: tuple[int, ...], tensor: str) -> 
 
 
 def _named(told: str) -> str:
-    """``Row major linear FP16 format`` and ``Half`` are fp16."""
+    """Return the precision of TensorRT's format names; ``Row major linear FP16 format`` and ``Half`` are fp16."""
     lowered = told.lower()
     for name, words in (
         ("int8", ("int8",)),

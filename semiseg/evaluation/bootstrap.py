@@ -1,9 +1,9 @@
-"""Is one method better than another on the same scans? A paired bootstrap over cases.
+"""Comparison of two methods on the same scans with a paired bootstrap over cases.
 
-Scans differ far more from each other than methods do on one scan, so the difference is taken within each scan first and
-the scans are then drawn with replacement (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 6 and
-13: percentile interval). The interval speaks about other scans like these, with these two trained networks; it says
-nothing about another training run.
+Scans differ far more from each other than methods do on one scan, so the difference is computed within each scan first,
+and the scans are then resampled with replacement (Efron and Tibshirani 1993, "An Introduction to the Bootstrap",
+chapters 6 and 13: percentile interval). The interval applies to other scans of this kind with these two trained
+networks, not to other training runs.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from semiseg.errors import InputError
 from semiseg.evaluation.result import Evaluation
 
-_BLOCK = 2**22  # drawn indices held at once, so that memory does not grow with cases x samples
+_BLOCK = 2**22  # number of drawn indices held at once, so that memory does not grow with cases x samples
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of first - second over the scans, and where it would fall with other scans.
+    """Mean of first - second over the scans, with a percentile interval.
 
     Attributes:
-        mean: mean difference; NaN without a pair.
-        low, high: the percentile interval.
-        pairs: scans counted.
-        left_out: scans for which one of the two has no figure (NaN); look at them apart, they are not a tie.
+        mean: Mean difference; NaN without a pair.
+        low, high: Limits of the percentile interval.
+        pairs: Number of scans that are compared.
+        left_out: Number of scans for which one of the two has no value (NaN). They are not ties; inspect them.
     """
 
     mean: float
@@ -40,19 +40,26 @@ class Difference:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0; False without a pair."""
+        """True if the interval does not contain 0; False without a pair."""
         return self.low > 0 or self.high < 0
 
 
 def paired_bootstrap(
     first: Sequence[float], second: Sequence[float], *, samples: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> Difference:
-    """Mean difference of two methods' figures on the same scans, in the same order, with a percentile interval.
+    """Compute the mean difference of two methods' metrics on the same scans, with a percentile interval.
 
-    The draws depend on ``seed`` and the number of pairs alone, so swapping the methods mirrors the interval.
+    The draws depend only on ``seed`` and the number of pairs, so swapping the methods mirrors the interval.
+
+    Args:
+        first: Values of the first method, one per scan.
+        second: Values of the second method, in the same order of the scans.
+        samples: Number of bootstrap samples.
+        level: Level of the interval.
+        seed: Seed of the draws.
 
     Raises:
-        InputError: the two lists differ in length, or ``samples`` or ``level`` make no interval.
+        InputError: The two lists differ in length, or ``samples`` or ``level`` are out of range.
     """
     if len(first) != len(second):
         raise InputError(f"A paired comparison needs the same scans: {len(first)} figures against {len(second)}.")
@@ -67,9 +74,9 @@ def paired_bootstrap(
 def bootstrap_differences(
     differences: NDArray[np.float64], *, samples: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> Difference:
-    """The mean of differences (runs, scans) and its percentile interval, when both runs and scans are drawn again.
+    """Compute the mean of differences (runs, scans) and its percentile interval; runs and scans are resampled.
 
-    With one run it speaks about other scans only. A scan that lacks a figure in any run is left out.
+    With one run only the scans are resampled. A scan that lacks a value in any run is left out.
     """
     return hierarchical_bootstrap(differences[None], samples=samples, level=level, seed=seed)
 
@@ -77,13 +84,13 @@ def bootstrap_differences(
 def hierarchical_bootstrap(
     differences: NDArray[np.float64], *, samples: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> Difference:
-    """The mean of differences (draws, seeds, scans) and its percentile interval.
+    """Compute the mean of differences (draws, seeds, scans) and its percentile interval.
 
-    Draws of the labelled scans are drawn again, within each the seeds, and across all of them the scans, which every
-    run judged. A level with one member is not drawn again, and the interval does not speak about it. With few members
-    of a level the interval is too narrow by nature: by a factor of about sqrt((n - 1) / n) for n draws. A scan that
-    lacks a figure in any run is left out. (Davison and Hinkley 1997, "Bootstrap methods and their application",
-    section 3.8.)
+    The draws of the labelled scans are resampled, within each the seeds, and across all of them the scans, which every
+    run was evaluated on. A level with one member is not resampled, and the interval does not cover its variation. With
+    few members of a level the interval is inherently too narrow, by a factor of about sqrt((n - 1) / n) for n draws. A
+    scan that lacks a value in any run is left out. (Davison and Hinkley 1997, "Bootstrap methods and their
+    application", section 3.8.)
     """
     kept = differences[:, :, ~np.isnan(differences).any(axis=(0, 1))]
     draws, seeds, scans = kept.shape
@@ -109,13 +116,13 @@ def hierarchical_bootstrap(
 
 
 def compare(first: Evaluation, second: Evaluation, metric: str = "dice", *, seed: int = 0) -> dict[str, Difference]:
-    """First - second per segment, and over ``"all"`` segments (the mean of a scan's segments), scan by scan.
+    """Compare two evaluations: first - second per segment, and over ``"all"`` segments (the mean per scan).
 
     Raises:
-        InputError: the two judged other scans or other segments.
+        InputError: The two evaluations have different scans or segments.
     """
     if first.segments != second.segments or set(first.cases) != set(second.cases):
-        raise InputError(f"'{first.title}' and '{second.title}' did not judge the same scans and segments.")
+        raise InputError(f"'{first.title}' and '{second.title}' do not have the same scans and segments.")
     figures = [
         {(row.case, row.segment): row.value(metric) for row in evaluation.rows} for evaluation in (first, second)
     ]

@@ -1,4 +1,4 @@
-"""Segment scans that somebody outlined and compare: the one evaluation of trainer, command line and tests."""
+"""Evaluation of a model on labelled scans, used by the trainer, the command line and the tests."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.volume import Volume, same_grid
 
 SegmentFunction = Callable[[Mapping[str, Volume]], Segmentation]
-"""Channels by name in, segments on the grid of the first channel out: ``Segmenter.segment`` and its like."""
+"""Function from channels by name to a segmentation on the grid of the first, such as ``Segmenter.segment``."""
 
 Progress = Callable[[int, int, str], None]
-"""Called with (scans done, scans in all, the scan just done)."""
+"""Callback that receives (scans done, scans in total, id of the last scan)."""
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """One scan's prediction and the reference beside it, on one grid."""
+    """Prediction and reference of one scan, on one grid."""
 
     prediction: Segmentation
     reference: NDArray[np.int32]
@@ -47,22 +47,22 @@ def evaluate(
 ) -> Evaluation:
     """Segment each of ``case_ids`` and compare it with its label.
 
-    Model and dataset meet by the segments' names, whatever their capitals; where the dataset names none, by their label
-    values. Segments that only one of the two knows are left out, with a note. A scan that cannot be read, segmented or
-    compared is recorded with the reason and does not lose the others.
+    Segments of model and dataset are matched by name, ignoring case, or by label value if the dataset has no names.
+    Segments that only one of the two has are left out, with a note. If a scan cannot be read, segmented or compared,
+    the reason is recorded, and the evaluation continues.
 
     Args:
-        segment: see :data:`SegmentFunction`.
-        dataset: where the scans are.
-        case_ids: which of them.
-        title: what is judged on what, for captions.
-        notes: sentences that must travel with the figures.
-        progress: see :data:`Progress`.
-        keep: a folder for the predicted masks, as ``<scan>.nii.gz``.
+        segment: Function that segments a scan; see :data:`SegmentFunction`.
+        dataset: Dataset of the scans.
+        case_ids: Ids of the scans.
+        title: Names of the model and the scans, for captions.
+        notes: Sentences that belong to the results.
+        progress: Callback; see :data:`Progress`.
+        keep: Folder for the predicted masks, as ``<scan>.nii.gz``.
 
     Raises:
-        DatasetError: no scan, an unknown one, one without a label file, or a model without a segment in common.
-        Cancelled: ``segment`` was asked to stop.
+        DatasetError: There is no scan, a scan is unknown or has no label file, or no segment matches.
+        Cancelled: ``segment`` was cancelled.
     """
     cases = [dataset.case(case_id) for case_id in case_ids]
     _check_cases(cases)
@@ -94,12 +94,15 @@ def evaluate(
 def match_segments(
     segments: Sequence[Segment], dataset: Dataset
 ) -> tuple[tuple[tuple[Segment, tuple[int, ...]], ...], tuple[str, ...]]:
-    """Which of a model's segments the dataset outlines, each with its values in the dataset's label maps; and notes.
+    """Match a model's segments with those of a dataset.
 
-    A region that the dataset does not name is made of the values that the model was trained with.
+    A region that the dataset does not name is matched by the label values that the model was trained with.
+
+    Returns:
+        The matched segments, each with its values in the dataset's label maps, and notes about the others.
 
     Raises:
-        DatasetError: none of them.
+        DatasetError: No segment matches.
     """
     if not dataset.segments:
         note = f"{dataset.name} does not name its label values; segments were matched by number."
@@ -133,10 +136,10 @@ def _check_cases(cases: list[Case]) -> None:
         raise DatasetError("There is no scan to evaluate on.")
     without = [case.id for case in cases if case.label is None]
     if without:
-        raise DatasetError(f"{', '.join(without[:5])}: no label file, so nothing to compare with.")
+        raise DatasetError(f"{', '.join(without[:5])}: no label file, so there is no reference to compare with.")
     twice = {case.id for case in cases if cases.count(case) > 1}
     if twice:
-        raise DatasetError(f"{', '.join(sorted(twice)[:5])}: named twice, which would count twice.")
+        raise DatasetError(f"{', '.join(sorted(twice)[:5])}: named twice; a scan may be evaluated only once.")
 
 
 def _answer(segment: SegmentFunction, dataset: Dataset, case: Case, keep: Path | None) -> _Answer:
@@ -158,10 +161,10 @@ def _answer(segment: SegmentFunction, dataset: Dataset, case: Case, keep: Path |
 
 
 def _check_values(dataset: Dataset, case: Case, reference: NDArray[np.int32]) -> None:
-    """Refuse a value that nobody named: counted as background it would turn into false positives."""
+    """Refuse label values without a name, which would count as background and cause false positives."""
     strange = np.setdiff1d(np.unique(reference), dataset.known_values)
     if dataset.segments and strange.size:
-        raise VolumeError(f"{case.label} holds label values that dataset.json does not name: {strange.tolist()}.")
+        raise VolumeError(f"{case.label} contains label values that dataset.json does not name: {strange.tolist()}.")
 
 
 def _rows(case: Case, answer: _Answer, pairs: tuple[tuple[Segment, tuple[int, ...]], ...]) -> Iterable[ScoreRow]:

@@ -1,23 +1,24 @@
-"""How well a mask agrees with a reference outline: overlap, surface distances in mm, volumes in ml.
+"""Metrics of a mask against a reference: overlap, surface distances in mm, volumes in ml.
 
-Conventions, since papers differ in them:
+Papers differ in the definitions; these are used here:
 
-* The surface of a mask is its voxels that do not have all six face neighbours inside it (what lies outside the image
-  counts as outside the mask); distances run between the centres of surface voxels, in mm.
+* The surface of a mask consists of its voxels with at least one of the six face neighbours outside the mask (voxels
+  outside the image count as outside the mask). Distances are measured between the centres of surface voxels, in mm.
 * HD95 is the larger of the two directed 95th percentiles (linear interpolation between ranks), not the percentile of
   both directions pooled. Huttenlocher et al. 1993, "Comparing images using the Hausdorff distance".
 * ASSD is the mean over both surfaces pooled: (sum of d(p, R) + sum of d(r, P)) / (|P| + |R|). Heimann et al. 2009,
   "Comparison and evaluation of methods for liver segmentation from CT datasets", section IV.
-* ASD is one-way, from the prediction's surface to the reference's: what several semi-supervised papers print as "ASD".
-  It does not see what the prediction left out.
-* HD is the largest distance of either surface to the other (the 100th percentile where HD95 has the 95th): one voxel
-  far away decides it. The "HSD" of comparative pre-training (Yildiz 2022) is this in voxels of its own grid, not in mm.
+* ASD is one-way, from the prediction's surface to the reference's, as several semi-supervised papers report it. It does
+  not measure what the prediction lacks.
+* HD is the largest distance of either surface to the other (the 100th percentile instead of the 95th of HD95); a single
+  distant voxel determines it. The "HSD" of comparative pre-training (Yildiz 2022) is HD in voxels of its own grid, not
+  in mm.
 * Precision is |A∩B| / |A| for prediction A, reference B, recall |A∩B| / |B|. In one scan F1, 2 P R / (P + R), is Dice.
-  Over several scans F1 (:func:`f1_of_means`) is that of the mean precision and the mean recall, not the mean of the
-  scans' Dice: the released code of that paper keeps these two means.
+  Over several scans F1 (:func:`f1_of_means`) is computed from the mean precision and the mean recall, not as the mean
+  of the scans' Dice, because the released code of that paper reports these two means.
 * An empty mask has no surface, so the four distances are NaN, never 0 (which would reward a network for finding
-  nothing); Dice and Jaccard are 0 if one mask is empty and NaN if both are, where there was nothing to find.
-  Precision is NaN where nothing was found, recall where there was nothing to find.
+  nothing). Dice and Jaccard are 0 if one mask is empty and NaN if both are. Precision is NaN if the prediction is
+  empty, recall if the reference is.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from semiseg.volumes.volume import affine_spacing, check_affine, voxel_ml
 
 Mask = NDArray[np.bool_]
 
-_ORTHOGONAL = 1e-3  # largest cosine between two voxel axes that NIfTI's float32 rounding explains
+_ORTHOGONAL = 1e-3  # largest cosine between two voxel axes that float32 rounding in NIfTI can cause
 
 
 @dataclass(frozen=True)
 class SegmentScore:
-    """The figures of one segment in one scan; NaN where there is none (see the module's conventions)."""
+    """Metrics of one segment in one scan; NaN if undefined (see the module's definitions)."""
 
     dice: float
     jaccard: float
@@ -56,7 +57,7 @@ class SegmentScore:
 
 
 METRICS = ("dice", "jaccard", "hd95_mm", "assd_mm", "asd_mm", "hd_mm", "precision", "recall")
-"""The figures of :class:`SegmentScore` that say how good a mask is, in the order in which tables show them."""
+"""Attributes of :class:`SegmentScore` that measure the quality of a mask, in the order of tables."""
 
 HIGHER_IS_BETTER = {metric: not metric.endswith("_mm") for metric in METRICS}
 
@@ -64,11 +65,12 @@ HIGHER_IS_BETTER = {metric: not metric.endswith("_mm") for metric in METRICS}
 def score(prediction: Mask, reference: Mask, affine: NDArray[np.float64]) -> SegmentScore:
     """Compare two masks (X, Y, Z) on the grid of ``affine`` (4, 4).
 
-    Spacing comes from the affine's columns, so an oblique grid counts as it lies. Where the axes are not perpendicular
-    (a sheared affine, from a tilted gantry) distances are taken between world coordinates instead, which is exact too.
+    The spacing is the length of the affine's columns, so oblique grids are measured correctly. If the axes are not
+    perpendicular (a sheared affine of a tilted gantry), distances are computed between world coordinates instead, which
+    is exact as well.
 
     Raises:
-        VolumeError: the masks are not 3D or differ in shape, or the affine is not one.
+        VolumeError: The masks are not 3D or differ in shape, or the affine is invalid.
     """
     _check(prediction, reference, affine)
     dice, jaccard = overlap(prediction, reference)
@@ -90,7 +92,7 @@ def score(prediction: Mask, reference: Mask, affine: NDArray[np.float64]) -> Seg
 
 
 def overlap(prediction: Mask, reference: Mask) -> tuple[float, float]:
-    """Dice 2|A∩B| / (|A| + |B|) and Jaccard |A∩B| / |A∪B|; both NaN when both masks are empty."""
+    """Return Dice 2|A∩B| / (|A| + |B|) and Jaccard |A∩B| / |A∪B|; both are NaN if both masks are empty."""
     a, b = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     if a + b == 0:
         return math.nan, math.nan
@@ -99,14 +101,14 @@ def overlap(prediction: Mask, reference: Mask) -> tuple[float, float]:
 
 
 def precision_and_recall(prediction: Mask, reference: Mask) -> tuple[float, float]:
-    """|A∩B| / |A| and |A∩B| / |B|; NaN where A, or B, is empty."""
+    """Return precision |A∩B| / |A|, NaN if A is empty, and recall |A∩B| / |B|, NaN if B is empty."""
     found, there = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     both = int(np.count_nonzero(prediction & reference))
     return both / found if found else math.nan, both / there if there else math.nan
 
 
 def f1_of_means(precision: float, recall: float) -> float:
-    """2 P R / (P + R) of the means over scans; NaN where one of them is, 0 where both are 0."""
+    """Return 2 P R / (P + R) of the means over scans; NaN if one of them is NaN, 0 if both are 0."""
     total = precision + recall
     return 2 * precision * recall / total if total else total
 
@@ -114,10 +116,10 @@ def f1_of_means(precision: float, recall: float) -> float:
 def surface_distances(
     prediction: Mask, reference: Mask, affine: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Distance in mm of every surface voxel to the other surface.
+    """Compute the distance in mm of every surface voxel to the other surface.
 
     Returns:
-        From the prediction's surface to the reference's, and back; both empty if either mask is.
+        Distances from the prediction's surface to the reference's, and back; both empty if either mask is empty.
     """
     nothing = np.empty(0)
     if not prediction.any() or not reference.any():
@@ -131,7 +133,7 @@ def surface_distances(
 
 
 def surface(mask: Mask) -> Mask:
-    """The voxels of ``mask`` with at least one of six face neighbours outside it (or outside the array)."""
+    """Return the voxels of ``mask`` with at least one of six face neighbours outside it (or outside the array)."""
     return np.asarray(mask & ~ndimage.binary_erosion(mask), dtype=bool)
 
 
@@ -140,8 +142,8 @@ def _distance_to(surface_mask: Mask, spacing: tuple[float, float, float]) -> NDA
 
 
 def _between_points(a: Mask, b: Mask, affine: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    # Not the only way, although exact for any affine: between ragged masks (many surface voxels equally far) a k-d tree
-    # needs minutes where the distance transform needs seconds.
+    # This is exact for any affine, but used for sheared ones only: between ragged masks (many surface voxels at equal
+    # distances) a k-d tree needs minutes and the distance transform seconds.
     first, second = (np.argwhere(m) @ affine[:3, :3].T for m in (a, b))
     there, _ = cKDTree(second).query(first)
     back, _ = cKDTree(first).query(second)
@@ -175,5 +177,5 @@ def _check(prediction: Mask, reference: Mask, affine: NDArray[np.float64]) -> No
     check_affine(affine)
     if prediction.ndim != 3 or prediction.shape != reference.shape:
         raise VolumeError(
-            f"Two masks of one scan have one shape (X, Y, Z); these have {prediction.shape} and {reference.shape}."
+            f"The two masks must have the same shape (X, Y, Z), not {prediction.shape} and {reference.shape}."
         )

@@ -1,4 +1,4 @@
-"""One picture of an evaluation: every scan as a dot, a box per segment, and which scans were worst and best."""
+"""Picture of an evaluation: every scan as a dot, a box per segment, and the names of the worst and best scans."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class _Axis:
 
 
 def draw_evaluation(evaluation: Evaluation, metric: str = "dice") -> Image.Image:
-    """A strip of dots and a box (quartiles, median) per segment, with the worst, median and best scan named beside it.
+    """Draw a strip of dots and a box (quartiles, median) per segment, with the names of worst, median and best scan.
 
-    Scans without the figure are counted at the right, not drawn as 0. Notes of the evaluation stand at the bottom.
+    Scans without the metric are counted at the right, not drawn as 0. Notes of the evaluation are at the bottom.
 
     Raises:
-        InputError: no such metric.
+        InputError: There is no such metric.
     """
     if metric not in METRICS:
         raise InputError(f"There is no metric '{metric}'; choose one of {', '.join(METRICS)}.")
@@ -63,10 +63,10 @@ def draw_evaluation(evaluation: Evaluation, metric: str = "dice") -> Image.Image
 
 
 def save_picture(evaluation: Evaluation, path: Path, metric: str = "dice") -> None:
-    """Write :func:`draw_evaluation` as a PNG.
+    """Write the picture of :func:`draw_evaluation` as a PNG.
 
     Raises:
-        InputError: no such metric.
+        InputError: There is no such metric.
     """
     buffer = io.BytesIO()
     draw_evaluation(evaluation, metric).save(buffer, format="PNG", optimize=True)
@@ -75,7 +75,7 @@ def save_picture(evaluation: Evaluation, path: Path, metric: str = "dice") -> No
 
 
 def rank_rows(rows: tuple[ScoreRow, ...], metric: str) -> list[ScoreRow]:
-    """The rows that have the figure, worst first; of equals the one judged first."""
+    """Return the rows that have the metric, worst first; equal rows keep their order."""
     there = [row for row in rows if not math.isnan(row.value(metric))]
     return sorted(there, key=lambda row: row.value(metric) * (1 if HIGHER_IS_BETTER[metric] else -1))
 
@@ -89,7 +89,7 @@ def _draw_segment(canvas: ImageDraw.ImageDraw, axis: _Axis, rows: tuple[ScoreRow
     if order:
         _draw_box(canvas, axis, [row.value(metric) for row in order], middle)
         for number, row in enumerate(order):
-            # Neighbours in value get different heights, so that dots do not cover each other; no chance in it.
+            # Dots of similar values get different heights, so that they do not overlap; the heights are deterministic.
             y = middle + ((number * 0.618034) % 1 - 0.5) * ROW * 0.5
             _draw_dot(canvas, axis.x(row.value(metric)), y, 3, DOT)
         worst, median, best = order[0], order[(len(order) - 1) // 2], order[-1]
@@ -124,7 +124,7 @@ def _draw_axis(canvas: ImageDraw.ImageDraw, axis: _Axis, floor: int) -> None:
 
 
 def _axis(values: list[float], metric: str) -> _Axis:
-    """A scale that holds every value, from round number to round number; overlaps end at 1, distances start at 0."""
+    """Return an axis for all values between round numbers; overlap metrics end at 1, distances start at 0."""
     there = [v for v in values if not math.isnan(v)]
     if metric.endswith("_mm"):
         low, high = 0.0, max(there, default=1.0) or 1.0
@@ -138,7 +138,7 @@ def _axis(values: list[float], metric: str) -> _Axis:
 
 
 def _round_step(rough: float) -> float:
-    """The next 1, 2 or 5 times a power of ten."""
+    """Round up to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
 

@@ -1,4 +1,4 @@
-"""What an evaluation found: a row per scan and segment, and what they come to, as table, CSV and JSON."""
+"""Results of an evaluation: a row per scan and segment, and summaries as table, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from semiseg.deprecation import RenamedMember
 from semiseg.errors import InputError
 from semiseg.evaluation.metrics import METRICS, SegmentScore, f1_of_means
 from semiseg.system.durable_files import atomic_file
@@ -30,7 +31,7 @@ HEADINGS = {
     "recall": "Recall",
     "f1": "F1 of means",
 }
-"""Columns of a table by figure: :data:`METRICS`, and ``f1`` (:func:`semiseg.evaluation.metrics.f1_of_means`)."""
+"""Column headings by metric: :data:`METRICS`, and ``f1`` (:func:`semiseg.evaluation.metrics.f1_of_means`)."""
 DEFAULT_METRICS = ("dice", "jaccard", "hd95_mm", "assd_mm")
 MISSING_TEXTS = {
     "dice": "Dice and Jaccard (both masks are empty, or the scan failed)",
@@ -43,12 +44,12 @@ MISSING_TOGETHER = {
     **dict.fromkeys(("assd_mm", "asd_mm", "hd_mm"), ("hd95_mm",)),
     "f1": ("precision", "recall"),
 }
-"""Figures that the same scans lack as those of :data:`MISSING_TEXTS`."""
+"""Metrics that are missing for the same scans as metrics of :data:`MISSING_TEXTS`."""
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """The figures of one segment in one scan; ``error`` says why a scan has none."""
+    """Metrics of one segment in one scan; ``error`` is the reason if the scan has none."""
 
     case: str
     segment: str
@@ -57,18 +58,22 @@ class ScoreRow:
     error: str | None = None
 
     def value(self, metric: str) -> float:
-        """The figure called ``metric``, one of :data:`METRICS` or a volume."""
+        """Return the value of ``metric``, one of :data:`METRICS` or a volume."""
         return float(getattr(self.score, metric))
 
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """One figure of one segment over the scans that have it.
+    """Summary of one metric of one segment over the scans that have it.
 
     Attributes:
-        std: the sample's (n - 1); NaN below two scans.
-        n: scans counted.
-        missing: scans without this figure: a mask was empty, or the scan failed. They are in no mean.
+        segment: Name of the segment.
+        metric: Name of the metric.
+        mean: Mean over the scans.
+        std: Standard deviation of the sample (n - 1); NaN with fewer than two scans.
+        median: Median over the scans.
+        n: Number of scans with a value.
+        missing: Number of scans without a value, because a mask was empty or the scan failed. No mean includes them.
     """
 
     segment: str
@@ -82,26 +87,26 @@ class MetricSummary:
 
 @dataclass(frozen=True)
 class TextTable:
-    """A heading and rows of text, for a terminal, a README or a spreadsheet."""
+    """A table of text with a header, for a terminal, a README or a spreadsheet."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     def markdown(self) -> str:
-        """The table as GitHub's Markdown."""
+        """Return the table in GitHub's Markdown."""
         lines = [self.header, ("---", *("---:" for _ in self.header[1:])), *self.rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model judged on some scans.
+    """Evaluation of one model on some scans.
 
     Attributes:
-        title: what was judged on what, for captions.
-        segments: the names of the segments, in the model's order.
-        rows: one per scan and segment, scan by scan.
-        notes: sentences that must travel with the figures, such as "not validated".
+        title: Names of the model and the scans, for captions.
+        segments: Names of the segments, in the model's order.
+        rows: Rows, one per scan and segment, scan by scan.
+        notes: Sentences that belong to the results, such as "not validated".
     """
 
     title: str
@@ -109,28 +114,31 @@ class Evaluation:
     rows: tuple[ScoreRow, ...]
     notes: tuple[str, ...] = ()
 
+    of = RenamedMember("segment_rows")
+    remarks = RenamedMember("footnotes")
+
     @property
     def cases(self) -> tuple[str, ...]:
-        """The scans, in the order in which they were judged."""
+        """Ids of the scans, in the order of the evaluation."""
         return tuple(dict.fromkeys(row.case for row in self.rows))
 
     @property
     def failures(self) -> dict[str, str]:
-        """Scan -> why it has no figures."""
+        """Reason of each failed scan, by its id."""
         return {row.case: row.error for row in self.rows if row.error is not None}
 
     def segment_rows(self, segment: str) -> tuple[ScoreRow, ...]:
-        """The rows of one segment.
+        """Return the rows of one segment.
 
         Raises:
-            InputError: the evaluation has no such segment.
+            InputError: The evaluation has no such segment.
         """
         if segment not in self.segments:
-            raise InputError(f"'{segment}' was not judged; there are {', '.join(self.segments)}.")
+            raise InputError(f"'{segment}' was not evaluated; there are {', '.join(self.segments)}.")
         return tuple(row for row in self.rows if row.segment == segment)
 
     def summary(self) -> tuple[MetricSummary, ...]:
-        """Mean, standard deviation and median of every metric for every segment, and its F1 of means."""
+        """Return mean, standard deviation and median of every metric for every segment, and its F1 of means."""
         found: list[MetricSummary] = []
         for segment in self.segments:
             rows = self.segment_rows(segment)
@@ -139,13 +147,13 @@ class Evaluation:
         return tuple(found)
 
     def table(self, shown: tuple[str, ...] = DEFAULT_METRICS) -> TextTable:
-        """Mean ± standard deviation per segment; with several segments, a last row with the mean of their means.
+        """Return a table of mean ± standard deviation per segment; the last row has the mean over several segments.
+
+        An asterisk marks a metric that some scans lack; :meth:`footnotes` explains it. The one-way ASD is by default
+        only in CSV and JSON, because beside ASSD it is easily taken for the same.
 
         Args:
-            shown: Figures of :data:`HEADINGS`, in the order of the columns.
-
-        A figure that some scans lack carries an asterisk that :meth:`footnotes` explains. The one-way ASD is left to
-        CSV and JSON: beside ASSD it is read as the same thing.
+            shown: Metrics of :data:`HEADINGS`, in the order of the columns.
         """
         by_segment = {s: {x.metric: x for x in self.summary() if x.segment == s} for s in self.segments}
         rows = [(s, *(_cell(of[m]) for m in shown), str(len(self.cases))) for s, of in by_segment.items()]
@@ -155,7 +163,7 @@ class Evaluation:
         return TextTable(("Segment", *(HEADINGS[m] for m in shown), "Scans"), tuple(rows))
 
     def footnotes(self, shown: tuple[str, ...] = DEFAULT_METRICS) -> tuple[str, ...]:
-        """What must stand under the table of some figures: which scans its asterisks leave out, and the notes."""
+        """Return the footnotes of the table of some metrics: explanations of its asterisks, and the notes."""
         out = []
         told = {one for metric in shown for one in MISSING_TOGETHER.get(metric, (metric,))}
         for found in self.summary():
@@ -165,7 +173,7 @@ class Evaluation:
         return (*out, *self.notes)
 
     def to_csv(self, path: Path) -> None:
-        """Write one line per scan and segment; a figure that does not exist is an empty cell."""
+        """Write one line per scan and segment as CSV; a missing value is an empty cell."""
         names = [f.name for f in fields(SegmentScore)]
         text = io.StringIO(newline="")
         writer = csv.writer(text)
@@ -176,7 +184,7 @@ class Evaluation:
         _write(path, text.getvalue())
 
     def to_json(self, path: Path) -> None:
-        """Write everything, with the summary beside the rows; a figure that does not exist is null."""
+        """Write the whole evaluation as JSON, with rows and summary; a missing value is null."""
         document = {
             "format": FORMAT,
             "title": self.title,
@@ -189,15 +197,15 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, path: Path) -> Evaluation:
-        """Read what :meth:`to_json` wrote.
+        """Read a file that :meth:`to_json` wrote.
 
         Raises:
-            InputError: unreadable, or not such a file.
+            InputError: The file is unreadable or is not an evaluation.
         """
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
             if document["format"] != FORMAT:
-                raise InputError(f"{path} is of format {document['format']}; this version reads {FORMAT}.")
+                raise InputError(f"{path} has format {document['format']}; this version reads format {FORMAT}.")
             rows = tuple(_row(entry) for entry in document["rows"])
             return cls(document["title"], tuple(document["segments"]), rows, tuple(document["notes"]))
         except OSError as error:
@@ -248,7 +256,7 @@ def _or_empty(value: float) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """``value`` with null for NaN, which JSON does not have."""
+    """Replace NaN, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _without_nan(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
@@ -258,7 +266,7 @@ def _without_nan(value: Any) -> Any:
 
 def _row(entry: dict[str, Any]) -> ScoreRow:
     given = entry["score"]
-    # Files of earlier versions lack the figures that have a default.
+    # Files of earlier versions lack the metrics that have a default.
     names = [f.name for f in fields(SegmentScore) if f.name in given or f.default is dataclasses.MISSING]
     figures = {name: _or_nan(given[name]) for name in names}
     return ScoreRow(entry["case"], entry["segment"], SegmentScore(**figures), _or_nan(entry["seconds"]), entry["error"])

@@ -1,1 +1,1 @@
-"""From a volume to a segmentation: the sliding window and the segmenter."""
+"""Inference: engine selection, sliding window and segmenter."""

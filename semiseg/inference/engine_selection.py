@@ -1,4 +1,4 @@
-"""Which graph of a bundle this machine runs, on which engine, and why."""
+"""Selection of the graph of a bundle and of the engine that runs it on this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from semiseg.bundle.bundle import PLAN, Bundle
 from semiseg.bundle.variant import Precision, Variant
+from semiseg.deprecation import RenamedMember
 from semiseg.engines.engine import Engine
 from semiseg.engines.hardware import BF16_INSTRUCTIONS, INT8_INSTRUCTIONS, detect_gpu, has_instructions
 from semiseg.engines.onnx import OnnxEngine, is_cuda_available
@@ -18,14 +19,15 @@ from semiseg.errors import EngineError, InputError, SemisegError
 
 @dataclass(frozen=True)
 class EngineCandidate:
-    """A way to run a bundle.
+    """A combination of a graph and an engine that can run a bundle.
 
     Attributes:
-        engine: its name.
-        device: ``cpu`` or ``cuda``.
-        precision, sha256: those of the graph.
-        reason: why it is taken, or why it is not; part of a sentence.
-        open: makes the engine; None where this machine cannot run it so.
+        engine: Name of the engine.
+        device: Device of the engine, ``cpu`` or ``cuda``.
+        precision: Precision of the graph.
+        sha256: SHA-256 of the graph.
+        reason: Reason why the candidate is suitable or cannot be used, as part of a sentence.
+        open: Function that creates the engine; None if this machine cannot run it.
     """
 
     engine: str
@@ -35,35 +37,45 @@ class EngineCandidate:
     reason: str
     open: Callable[[], Engine] | None
 
+    where = RenamedMember("engine_and_device")
+
     @property
     def engine_and_device(self) -> str:
-        """The engine and its device: ``openvino (cpu)``."""
+        """Engine and device, such as ``openvino (cpu)``."""
         return f"{self.engine} ({self.device})"
 
 
 @dataclass(frozen=True)
 class EngineSelection:
-    """The engine that runs, the candidate that it comes of, and all candidates, best first."""
+    """The selected engine.
+
+    Attributes:
+        engine: The engine, ready to run.
+        selected: The candidate that the engine was created from.
+        candidates: All candidates, best first.
+    """
 
     engine: Engine
     selected: EngineCandidate
     candidates: tuple[EngineCandidate, ...]
 
+    taken = RenamedMember("selected")
+
 
 def choose_engine(bundle: Bundle, *, threads: int | None = None, precision: Precision | None = None) -> EngineSelection:
-    """Open the fastest way to run ``bundle`` that this machine has and that its proofs allow.
+    """Open the fastest graph and engine for ``bundle`` that this machine supports and the export verified.
 
-    On a GPU that is the half-precision graph; on a processor OpenVINO, with the 8-bit graph where there are
-    instructions for it. A graph in lower precision runs only on an engine on which the export proved it.
+    On a GPU this is the half-precision graph; on a processor it is OpenVINO, with the 8-bit graph if the processor has
+    instructions for it. A graph in lower precision runs only on an engine on which the export verified it.
 
     Args:
-        bundle: the bundle.
-        threads: CPU threads; all by default.
-        precision: take this one and no other.
+        bundle: The bundle.
+        threads: Number of CPU threads; all by default.
+        precision: Precision to use; by default the fastest.
 
     Raises:
-        InputError: ``precision`` is not in the bundle or cannot run here.
-        EngineError: the chosen engine cannot load the graph.
+        InputError: ``precision`` is not in the bundle or cannot run on this machine.
+        EngineError: The selected engine cannot load the graph.
     """
     found = list_candidates(bundle, threads)
     failure: SemisegError | None = None
@@ -72,7 +84,7 @@ def choose_engine(bundle: Bundle, *, threads: int | None = None, precision: Prec
             continue
         try:
             return EngineSelection(one.open(), one, tuple(found))
-        except (EngineError, InputError) as error:  # a driver that does not start, an operator that is missing
+        except (EngineError, InputError) as error:  # e.g. the driver does not start, or an operator is missing
             found[place] = replace(one, open=None, reason=str(error).rstrip("."))
             failure = error
     if failure is not None:
@@ -80,12 +92,12 @@ def choose_engine(bundle: Bundle, *, threads: int | None = None, precision: Prec
     held = ", ".join(variant.precision for variant in variants_of(bundle))
     told = "; ".join(f"{one.engine}: {one.reason}" for one in found if precision in (None, one.precision))
     raise InputError(
-        f"The bundle holds {held} and cannot run{f' in {precision}' if precision else ''} here{told and f' ({told})'}."
+        f"The bundle has {held} and cannot run{f' in {precision}' if precision else ''} here{told and f' ({told})'}."
     )
 
 
 def list_candidates(bundle: Bundle, threads: int | None) -> list[EngineCandidate]:
-    """Every engine with every graph, best first."""
+    """Return all combinations of engines and graphs, best first."""
     held = {variant.precision: variant for variant in variants_of(bundle)}
     out = [_plan(bundle)] if bundle.manifest.plan is not None else []
     order: tuple[tuple[str, str, Precision], ...] = (
@@ -115,7 +127,7 @@ def list_candidates(bundle: Bundle, threads: int | None) -> list[EngineCandidate
 
 
 def _plan(bundle: Bundle) -> EngineCandidate:
-    """The bundle's TensorRT plan, usable on exactly what it was built on."""
+    """Return the candidate of the bundle's TensorRT plan, which is usable only where it was built."""
     key = bundle.manifest.plan
     assert key is not None
     why_not = None
@@ -125,7 +137,7 @@ def _plan(bundle: Bundle) -> EngineCandidate:
     elif (here.name, here.driver) != (key.gpu, key.driver):
         why_not = (
             f"the plan was built for {key.gpu} with driver {key.driver}, and this is {here.name} with {here.driver}; "
-            "build one here with `semiseg export --trt`"
+            "build a plan on this machine with `semiseg export --trt`"
         )
     elif key.onnx not in bundle.manifest.files.values():
         why_not = "the plan was built from another graph"
@@ -144,7 +156,7 @@ def _plan(bundle: Bundle) -> EngineCandidate:
 
 
 def variants_of(bundle: Bundle) -> tuple[Variant, ...]:
-    """The bundle's graphs; of one made before there were several, the one it has."""
+    """Return the bundle's graphs; a bundle of an older version, which does not list variants, has one fp32 graph."""
     return bundle.manifest.variants or (Variant(precision="fp32", file=bundle.model.name),)
 
 
@@ -157,20 +169,20 @@ def _why_not(engine: str, device: str, variant: Variant) -> str | None:
         return "this processor has no 8-bit instructions (VNNI, AMX)"
     if variant.precision == "bf16" and not has_instructions(BF16_INSTRUCTIONS):
         return "this processor has no bfloat16 instructions (AVX-512 BF16, AMX)"
-    # Half precision is the same arithmetic on a GPU; what it costs was proved on the processor's own engines.
+    # On a GPU half precision is the same arithmetic; its accuracy was verified on the processor's engines.
     if variant.precision != "fp32" and device == "cpu" and not variant.verified_on(engine):
-        return "the export did not prove it on this engine"
+        return "the export did not verify it on this engine"
     return None
 
 
 def _why(engine: str, device: str, precision: Precision) -> str:
     if device == "cuda":
-        return "a GPU is here"
+        return "this machine has a GPU"
     if precision == "int8":
-        return "this processor has 8-bit instructions, and the export proved the graph on this engine"
+        return "this processor has 8-bit instructions, and the export verified the graph on this engine"
     if precision == "bf16":
-        return "this processor has bfloat16 instructions, and the export proved the graph on this engine"
-    return "the fastest engine for processors" if engine == "openvino" else "the engine that runs everywhere"
+        return "this processor has bfloat16 instructions, and the export verified the graph on this engine"
+    return "the fastest engine for processors" if engine == "openvino" else "the engine that runs on every machine"
 
 
 def _opener(bundle: Bundle, engine: str, device: str, variant: Variant, threads: int | None) -> Callable[[], Engine]:

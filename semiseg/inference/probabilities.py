@@ -1,4 +1,4 @@
-"""The probability of each segment at every voxel, out of the blended windows of a pass."""
+"""Observers of the blended windows, and the probability of each segment at every voxel."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from semiseg.volumes.segmentation import PROBABILITY_LEVELS
 
 
 class BlendObserver(Protocol):
-    """Is shown each part of a pass when no later window changes it."""
+    """Interface of observers that receive each part of a volume when no later window changes it."""
 
     def add(self, part: CompletedRegion, labels: NDArray[np.uint8] | NDArray[np.bool_], *, logits: bool) -> None:
-        """Take in a part.
+        """Process a completed part.
 
         Args:
-            part: what the windows sum to.
-            labels: the decision: classes (x, y, z), 0 the background, or masks of regions (K, x, y, z).
-            logits: whether logits were blended; else probabilities.
+            part: Blended windows.
+            labels: Decision at each voxel: classes (x, y, z), 0 for the background, or masks of regions (K, x, y, z).
+            logits: True if logits were blended, False if probabilities were.
         """
 
 
 class ProbabilityCollector:
-    """Keeps the probability of every segment: softmax without the background for exclusive ones, else sigmoid."""
+    """Observer that stores the probability of every segment: softmax without the background, or sigmoid."""
 
     def __init__(self, activation: Activation) -> None:
-        """For a network with this activation."""
+        """Create an observer for a network with this activation."""
         self._activation = activation
         self._kept: NDArray[np.uint8] = np.zeros((0, 0, 0, 0), np.uint8)
 
@@ -45,5 +45,5 @@ class ProbabilityCollector:
         self._kept[(slice(None), *part.place)] = np.rint(np.clip(shares, 0.0, 1.0) * PROBABILITY_LEVELS)
 
     def array(self) -> NDArray[np.uint8]:
-        """(K, X, Y, Z) in 255ths."""
+        """Return the probabilities (K, X, Y, Z) in 255ths."""
         return self._kept

@@ -1,7 +1,6 @@
-"""From a scan to its segments: preprocessing, windows, blending, postprocessing, and back to the scan's own grid.
+"""Segmentation of a scan: preprocessing, sliding window, postprocessing, and resampling to the scan's own grid.
 
-The same lines run in the trainer's validation, in `semiseg evaluate` and in the hospital's server; only the engine
-differs.
+The trainer's validation, `semiseg evaluate` and the server use the same code with different engines.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.mask_fingerprint import measure_mask
 from semiseg.bundle.out_of_distribution import out_of_distribution_warnings
 from semiseg.bundle.preprocessing import PreprocessedScan
+from semiseg.deprecation import RenamedMember, renamed_arguments, renamed_attributes
 from semiseg.engines.engine import Engine
 from semiseg.errors import EngineError, InputError
 from semiseg.inference.probabilities import BlendObserver, ProbabilityCollector
@@ -29,15 +29,18 @@ from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.segmentation import Segmentation
 from semiseg.volumes.volume import Volume, format_shape, voxel_ml
 
+if not TYPE_CHECKING:
+    __getattr__ = renamed_attributes(__name__, Settings="SlidingWindowOptions")
+
 
 @dataclass(frozen=True)
 class SlidingWindowOptions:
-    """How a pass is tiled; None takes the manifest's own choice.
+    """Options of the sliding window; None selects the default of the manifest.
 
     Attributes:
-        window: one of the manifest's allowed windows.
+        window: Size of the window in voxels, one of the manifest's allowed windows.
         overlap: Share of a window covered again by the next, 0 <= overlap < 1, or one for each axis.
-        batch: windows per call of the network.
+        batch: Number of windows per call of the network.
     """
 
     window: tuple[int, int, int] | None = None
@@ -46,13 +49,18 @@ class SlidingWindowOptions:
 
 
 class Segmenter:
-    """A model ready for scans: a manifest and an engine that runs its network."""
+    """A model that is ready to segment scans: a manifest and an engine that runs its network."""
+
+    probabilities_of_prepared = RenamedMember("probabilities_of_preprocessed")
+    segment_prepared = RenamedMember("segment_preprocessed")
+    segment_with_remarks = RenamedMember("segment_with_warnings")
+    unfamiliar = RenamedMember("out_of_distribution_warnings")
 
     def __init__(self, manifest: Manifest, engine: Engine, settings: SlidingWindowOptions | None = None) -> None:
-        """Check that ``settings`` are within what the manifest allows.
+        """Check ``settings`` against the manifest.
 
         Raises:
-            InputError: the window is not an allowed one, or the overlap is not in [0, 1).
+            InputError: The window is not an allowed one, the overlap is not in [0, 1), or the batch is below 1.
         """
         settings = settings or SlidingWindowOptions()
         window = settings.window or manifest.window
@@ -72,6 +80,7 @@ class Segmenter:
         self.overlap = overlap
         self.batch = settings.batch
 
+    @renamed_arguments(watchers="observers")
     def segment(
         self,
         channels: Mapping[str, Volume],
@@ -82,21 +91,21 @@ class Segmenter:
         observers: Sequence[BlendObserver] = (),
         probabilities: bool = False,
     ) -> Segmentation:
-        """Segment one scan, given as its channels by name; the answer lies on the grid of the first channel.
+        """Segment one scan, given as its channels by name; the result is on the grid of the first channel.
 
         Args:
-            channels: a volume for each of the manifest's channels, all on one grid.
-            progress: called with (windows done, windows in all) after each batch.
-            cancelled: asked between batches; when it answers True the pass stops.
-            timing: filled with the seconds of each stage.
-            observers: shown the network's word on each voxel.
-            probabilities: keep them in the answer.
+            channels: Volume of each of the manifest's channels, all on one grid.
+            progress: Called with (windows done, windows in total) after each batch.
+            cancelled: Called between batches; the segmentation stops if it returns True.
+            timing: Object that receives the seconds of each stage.
+            observers: Objects that receive the network's output at each voxel.
+            probabilities: If True, include the probabilities in the result.
 
         Raises:
-            InputError: a channel is missing or unknown.
-            VolumeError: the channels do not fit together or hold values that are not finite.
-            EngineError: the network failed, or there is not enough memory.
-            Cancelled: ``cancelled`` said so.
+            InputError: A channel is missing or unknown.
+            VolumeError: The channels are on different grids, or contain values that are not finite.
+            EngineError: The network failed, or there is not enough memory.
+            Cancelled: ``cancelled`` returned True.
         """
         ordered = self._ordered(channels)
         timing = timing if timing is not None else Timing()
@@ -127,7 +136,7 @@ class Segmenter:
         timing: Timing | None = None,
         probabilities: bool = False,
     ) -> tuple[Segmentation, tuple[ScanWarning, ...]]:
-        """See :meth:`segment`; and what sets the scan, and the mask, apart from those of training."""
+        """Segment one scan as :meth:`segment` does, and return warnings if scan or mask are out of distribution."""
         timing = timing if timing is not None else Timing()
         doubt = SegmentEntropy(len(self.manifest.segments), self.manifest.activation)
         segmentation = self.segment(
@@ -146,11 +155,12 @@ class Segmenter:
         return segmentation, remarks
 
     def out_of_distribution_warnings(self, channels: Mapping[str, Volume]) -> tuple[ScanWarning, ...]:
-        """What sets a scan apart from those that the model was trained on."""
+        """Return warnings about differences between a scan and the scans that the model was trained on."""
         return out_of_distribution_warnings(
             self.manifest.fingerprint, channels, self.manifest.preprocessing.orientation
         )
 
+    @renamed_arguments(watchers="observers")
     def segment_preprocessed(
         self,
         array: NDArray[np.float32],
@@ -160,7 +170,7 @@ class Segmenter:
         timing: Timing | None = None,
         observers: Sequence[BlendObserver] = (),
     ) -> NDArray[np.uint8] | NDArray[np.bool_]:
-        """Label map uint8 (X, Y, Z), or masks bool (K, X, Y, Z), of a preprocessed scan (C, X, Y, Z)."""
+        """Segment a preprocessed scan (C, X, Y, Z) into a label map uint8 (X, Y, Z) or masks bool (K, X, Y, Z)."""
         timing = timing if timing is not None else Timing()
         shape = array.shape[1:]
         padded = _pad(array, padding_for(shape, self.window), self.manifest.preprocessing.padding)
@@ -180,18 +190,18 @@ class Segmenter:
         return self._unpadded(out, shape)
 
     def probabilities_of_preprocessed(self, array: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Probabilities (K, X, Y, Z) of the segments, in 255ths, of a preprocessed scan (C, X, Y, Z)."""
+        """Return the probabilities (K, X, Y, Z) of the segments of a preprocessed scan (C, X, Y, Z), in 255ths."""
         kept = ProbabilityCollector(self.manifest.activation)
         self.segment_preprocessed(array, observers=[kept])
         return np.asarray(self._unpadded(kept.array(), array.shape[1:]))
 
     def warm_up(self) -> None:
-        """Run one window of zeros, so that the first scan does not pay for what the engine sets up lazily."""
+        """Run one batch of zeros, so that the engine's lazy initialisation does not delay the first scan."""
         windows = np.zeros((self.batch, len(self.manifest.channels), *self.window), dtype=np.float32)
         logits = self.engine.logits(self.engine.run(windows))
         expected = (self.batch, self.manifest.outputs, *self.window)
         if logits.shape != expected:
-            raise InputError(f"The network returned shape {logits.shape}; the manifest promises {expected}.")
+            raise InputError(f"The network returned shape {logits.shape}; the manifest specifies {expected}.")
 
     @contextlib.contextmanager
     def _enough_memory(self, ordered: Mapping[str, Volume]) -> Iterator[None]:
@@ -201,8 +211,8 @@ class Segmenter:
             shape = next(iter(ordered.values())).shape
             raise EngineError(
                 f"There is not enough memory here for a scan of {format_shape(shape)} voxels, {self.manifest.outputs} "
-                f"classes and windows of {format_shape(self.window)}; free some, take a smaller window, "
-                "or another machine."
+                f"classes and windows of {format_shape(self.window)}; free memory, or use a smaller window or another "
+                "machine."
             ) from None
 
     def _sliding_window(self) -> SlidingWindow:
@@ -216,26 +226,26 @@ class Segmenter:
         )
 
     def _decided(self, part: CompletedRegion) -> NDArray[np.uint8] | NDArray[np.bool_]:
-        """The class of each voxel, or the masks of overlapping regions.
+        """Return the class of each voxel, or the masks of overlapping regions.
 
         Raises:
-            EngineError: the network returned numbers that are not finite.
+            EngineError: The network returned values that are not finite.
         """
         sums = part.sums
-        # The largest of NaNs would be an innocent-looking background. A sum of large numbers may overflow, so it
-        # only says where to look.
+        # The argmax of NaNs would silently be background. The sum is a quick test; because a sum of large finite
+        # numbers may overflow, the values themselves are checked afterwards.
         if not np.isfinite(sums.sum(dtype=np.float32)) and not np.isfinite(sums).all():
             raise EngineError(
                 f"The network of {self.manifest.name} returned values that are not finite on this scan, so there "
-                "is no mask; try another device or precision, or train it anew."
+                "is no mask; try another device or precision, or train the network again."
             )
         if self.manifest.activation == "softmax":
-            return argmax_labels(sums)  # dividing by the coverage does not move it
+            return argmax_labels(sums)  # division by the coverage does not change the argmax
         # Averaged logits are positive where the probability is above one half.
         return np.asarray(sums >= 0.0 if self.manifest.average == "logits" else part.mean() >= 0.5)
 
     def _unpadded(self, array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """What of (..., X, Y, Z) lies on a scan of ``shape``, and not on what filled it up to a window."""
+        """Remove from (..., X, Y, Z) the padding that fills a scan of ``shape`` up to a window."""
         padding = padding_for(shape, self.window)
         x, y, z = (slice(before, before + n) for (before, _), n in zip(padding, shape, strict=True))
         return array[..., x, y, z]
@@ -268,9 +278,9 @@ def _pad(array: NDArray[np.float32], padding: list[tuple[int, int]], how: str) -
 
 
 def argmax_labels(sums: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The first axis' place of the largest value, (K, ...) -> (...); of equal ones the first.
+    """Return the index of the largest value along the first axis, (K, ...) -> (...); the first one of equal values.
 
-    As np.argmax, which takes several times as long along the first axis.
+    The result is that of np.argmax, which takes several times as long along the first axis.
     """
     out = np.zeros(sums.shape[1:], dtype=np.uint8)
     best = sums[0].copy()

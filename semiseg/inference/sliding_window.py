@@ -1,7 +1,7 @@
-"""The sliding window: windows through an engine, blended, and handed over as soon as no later window touches a voxel.
+"""The sliding window: an engine runs the windows, which are blended, and completed regions are yielded one by one.
 
-The network runs ahead: while an engine computes a batch, the one before is blended. Windows of one single value (the
-air around a body) all have the same logits, so these are computed once.
+While an engine computes a batch, the previous batch is blended. Windows with a single value (the air around a body)
+have the same logits, so these are computed only once.
 """
 
 from __future__ import annotations
@@ -22,19 +22,25 @@ from semiseg.errors import Cancelled
 from semiseg.inference.windows import Blending, coverage_along, starts_along, window_weights
 
 Progress = Callable[[int, int], None]
-PROBE_STRIDE = 8  # a window is looked at this coarsely before it is looked at whole
+PROBE_STRIDE = 8  # stride of the voxels that are compared first when a window is checked for a single value
 
 
 @dataclass
 class Timing:
-    """Seconds spent per stage of one scan, how many windows it took, and how many of them the network ran."""
+    """Time and windows of one scan.
+
+    Attributes:
+        seconds: Seconds per stage.
+        windows: Number of windows.
+        network_windows: Number of windows that the network ran.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     windows: int = 0
     network_windows: int = 0
 
     def add(self, stage: str, since: float) -> float:
-        """Count the time since ``since`` towards ``stage``; returns the present moment."""
+        """Add the time since ``since`` to ``stage``, and return the present time."""
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
         return now
@@ -42,13 +48,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class CompletedRegion:
-    """Voxels that no later window changes.
+    """Region of the volume that no later window changes.
 
     Attributes:
-        sums: (K, x, y, z) blended windows; they hold until the next part is asked for, and are not to be changed.
-        coverage: what the windows' weights sum to along the three axes.
-        place: where, in the volume.
-        shape: of the volume.
+        sums: Weighted sums of the windows (K, x, y, z); valid until the next region is requested, and read-only.
+        coverage: Sums of the windows' weights along the three axes.
+        place: Slices of the region in the volume.
+        shape: Shape of the volume.
     """
 
     sums: NDArray[np.float32]
@@ -57,22 +63,22 @@ class CompletedRegion:
     shape: Triple
 
     def mean(self) -> NDArray[np.float32]:
-        """The weighted mean of the windows, (K, x, y, z)."""
+        """Return the weighted mean of the windows (K, x, y, z)."""
         cx, cy, cz = self.coverage
         return np.asarray(self.sums / (cx[:, None, None] * cy[None, :, None] * cz))
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """How a volume is tiled and blended.
+    """Tiling and blending of a volume.
 
     Attributes:
-        window: voxels of a window.
+        window: Size of a window in voxels.
         overlap: Shares of a window, along each axis, covered again by the next, 0 <= overlap < 1.
-        blending: how the voxels of a window are weighted.
-        batch: windows per call of the network; the last call is filled up, so that engines see one shape.
-        outputs: K, channels of the network's answer.
-        activation: what is applied to each window before it is blended.
+        blending: Weighting of the voxels of a window.
+        batch: Number of windows per call of the network; the last batch is padded, so that all have the same shape.
+        outputs: Number of output channels K of the network.
+        activation: Activation that is applied to each window before it is blended.
     """
 
     window: Triple
@@ -91,11 +97,11 @@ class SlidingWindow:
         cancelled: Callable[[], bool] | None = None,
         timing: Timing,
     ) -> Iterator[CompletedRegion]:
-        """Run the windows of ``array`` (C, X, Y, Z), at least a window large, and yield what is finished.
+        """Run the windows of ``array`` (C, X, Y, Z), at least as large as a window, and yield completed regions.
 
         Raises:
-            EngineError: the network failed.
-            Cancelled: ``cancelled``, asked before each batch, said so.
+            EngineError: The network failed.
+            Cancelled: ``cancelled``, which is called before each batch, returned True.
         """
         tiles = _Tiles(self, _triple(array.shape[1:]))
         slab = engine.open_slab(tiles.plan, self.outputs, self.activation)
@@ -111,7 +117,7 @@ class SlidingWindow:
                 waiting.append(batch)
                 if len(waiting) <= engine.max_pending:
                     continue
-            if not waiting:  # fewer batches than the engine could have at once
+            if not waiting:  # there were fewer batches than the engine can have pending
                 break
             oldest = waiting.popleft()
             for item in oldest.items:
@@ -123,7 +129,7 @@ class SlidingWindow:
         timing.windows += tiles.count
 
     def _batches(self, array: NDArray[np.float32], tiles: _Tiles, timing: Timing) -> Iterator[_Batch]:
-        """The windows in order, in batches."""
+        """Yield the windows in order, in batches."""
         batch = _Batch()
         last: NDArray[np.float32] | None = None
         clock = time.perf_counter()
@@ -151,7 +157,7 @@ class SlidingWindow:
 
 @dataclass(frozen=True)
 class _Item:
-    """A window: where it starts; its row in the batch, or None if its logits are those of the last ``repeated`` one."""
+    """A window: its start, and its row in the batch; None if its logits are those of the last ``repeated`` window."""
 
     start: Start
     row: int | None
@@ -160,7 +166,7 @@ class _Item:
 
 @dataclass
 class _Batch:
-    """Some windows in order, ``rows`` of which the network has to see, and its answer to them."""
+    """A batch of windows in order, of which the network runs ``rows``, and the handle of their logits."""
 
     items: list[_Item] = field(default_factory=list)
     windows: NDArray[np.float32] | None = None
@@ -176,7 +182,7 @@ class _State:
     slab: Any
     weights: NDArray[np.float32]
     timing: Timing
-    known: Any = None  # a handle for the logits of windows of one value
+    known: Any = None  # a handle for the logits of windows with a single value
 
     def start(self, batch: _Batch) -> None:
         clock = time.perf_counter()
@@ -198,7 +204,7 @@ class _State:
         self.timing.add("blending", clock)
 
     def completed(self, tiles: _Tiles, item: _Item) -> Iterator[CompletedRegion]:
-        """What is finished after this window."""
+        """Yield the regions that are completed after this window."""
         ended = tiles.ended(item.start)
         if ended is None:
             return
@@ -215,7 +221,7 @@ class _State:
 
 
 class _Tiles:
-    """The windows of a volume, in the order in which the slab wants them."""
+    """The windows of a volume, in the order that the slab requires."""
 
     def __init__(self, how: SlidingWindow, shape: Triple) -> None:
         self.shape = shape
@@ -234,7 +240,7 @@ class _Tiles:
             yield (by_axis[0], by_axis[1], by_axis[2])
 
     def ended(self, start: Start) -> tuple[int, int, tuple[slice, slice, slice]] | None:
-        """After a band's last window: its finished planes, its finished rows, and their place."""
+        """Return the completed planes and rows of a band and their place, after its last window; otherwise None."""
         outer, middle, inner = self._order
         if start[inner] != self._starts[inner][-1]:
             return None
@@ -253,7 +259,7 @@ class _Tiles:
 
 
 def _only_value(window: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """The value of each channel of (C, X, Y, Z), if that is all there is."""
+    """Return the value of each channel of (C, X, Y, Z) if each channel has a single value, else None."""
     first = window[:, :1, :1, :1]
     glance = window[:, ::PROBE_STRIDE, ::PROBE_STRIDE, ::PROBE_STRIDE]
     return first if bool((glance == first).all()) and bool((window == first).all()) else None

@@ -1,12 +1,12 @@
-"""Polygons around the pixels of a mask, a hair's breadth inside their edges: filled again they give the same pixels.
+"""Polygons around the pixels of a mask, slightly inside the pixels' edges, so that filling them restores the mask.
 
-Readers fill a polygon in one of two ways. Some take the pixels whose centres lie inside. Others round every corner to a
-whole pixel and take the boundary in, too; a corner exactly between two pixels would be rounded to either of them, and
+Readers fill polygons in one of two ways. Some take the pixels whose centres lie inside. Others round every corner to a
+whole pixel and include the boundary; a corner exactly between two pixels would then be rounded to either of them, and
 the structure would grow by up to a pixel at each side. A corner that lies ``INSET`` inside is rounded to the pixel that
 belongs to the structure, so both ways give the same mask (figures: docs/results/readers_of_results).
 
-A hole is joined to the polygon around it by a channel of no width that is walked there and back (the keyhole of PS3.3
-C.8.8.6.3), so that every region is one closed curve for readers that know no holes.
+A hole is joined to the polygon around it by a channel of zero width (the keyhole of PS3.3 C.8.8.6.3), so that every
+region is one closed curve, also for readers that do not support holes.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ Corner = tuple[int, int]
 Loop = list[Corner]
 
 PARTS = 200
-"""Corners are whole numbers of this many parts of a pixel once they were moved inside."""
+"""Number of parts of a pixel; the coordinates of corners that were moved inside are integers in this unit."""
 INSET = 1 / PARTS
 """Distance of a polygon from the pixels' edges, in pixels: far above the rounding of coordinates, far below a pixel."""
 
 
 def mask_contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """Closed polygons (N, 2) around the regions of a mask (X, Y), in pixel indices: centres are whole numbers.
+    """Return closed polygons (N, 2) around the regions of a mask (X, Y), in pixel indices (centres are integers).
 
-    Every corner lies ``INSET`` inside the edges of the region's pixels along both axes. Regions are 4-connected; the
-    last point joins the first, which is not repeated.
+    Every corner lies ``INSET`` inside the edges of the region's pixels along both axes. Regions are 4-connected. The
+    last point connects to the first, which is not repeated.
     """
     regions, count = ndimage.label(mask)
     out = []
     for number, (x, y) in enumerate(ndimage.find_objects(regions), start=1):
         loops = [_moved_inside(loop) for loop in _loops(regions[x, y] == number)]
         outer, *holes = sorted(loops, key=_area, reverse=True)
-        for hole in sorted(holes, key=min):  # so that what lies before a hole is joined already
+        for hole in sorted(holes, key=min):  # so that the holes before it are already joined
             outer = _joined(outer, hole)
         out.append(np.array(outer, dtype=np.float64) / PARTS - 0.5 + (x.start, y.start))
     assert len(out) == count
@@ -45,9 +45,9 @@ def mask_contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
 
 
 def _loops(region: NDArray[np.bool_]) -> list[Loop]:
-    """The corners around a region and its holes, without those on a straight line.
+    """Return the corners around a region and its holes, without those on a straight line.
 
-    Each pixel is walked round the same way, and the edges that two pixels share cancel.
+    The edges of all pixels have the same direction of rotation, and edges that two pixels share cancel.
     """
     edges: set[tuple[Corner, Corner]] = set()
     for i, j in np.argwhere(region & ~ndimage.binary_erosion(region)).tolist():
@@ -74,7 +74,7 @@ def _loops(region: NDArray[np.bool_]) -> list[Loop]:
 
 
 def _next(following: dict[Corner, list[Corner]], at: Corner, before: Corner | None) -> Corner:
-    """Walk on; where two pixels meet at a corner only, round the pixel that the way came along."""
+    """Return the next corner; if two pixels meet at a corner only, stay on the pixel of the previous edge."""
     ends = following[at]
     chosen = ends[0]
     if len(ends) > 1 and before is not None:
@@ -88,7 +88,7 @@ def _next(following: dict[Corner, list[Corner]], at: Corner, before: Corner | No
 
 
 def _straightened(loop: Loop) -> Loop:
-    """Only the corners at which the way turns."""
+    """Remove the corners on straight lines."""
     count = len(loop)
     return [
         loop[k]
@@ -99,9 +99,9 @@ def _straightened(loop: Loop) -> Loop:
 
 
 def _moved_inside(loop: Loop) -> Loop:
-    """The corners in parts of a pixel, each moved by one part across both edges that meet there.
+    """Return the corners in parts of a pixel, each moved inside by one part across both of its edges.
 
-    The region lies at the left of the way (x to the right, y upwards), also round a hole.
+    The region is on the left of the direction of travel (x to the right, y upwards), also around a hole.
     """
     moved = []
     for (x, y), before, after in zip(loop, (loop[-1], *loop[:-1]), (*loop[1:], loop[0]), strict=True):
@@ -123,10 +123,10 @@ def _area(loop: Loop) -> float:
 
 
 def _joined(outer: Loop, hole: Loop) -> Loop:
-    """One curve: along the outer one, straight across to the hole's first corner, round it, and back.
+    """Join a hole to the outer curve by a straight channel to the hole's first corner and back.
 
-    The channel runs close to the edge of a row of pixels, along x: one that passed through a pixel's centre would leave
-    it to the reader on which side that pixel lies.
+    The channel runs along x, close to the edge of a row of pixels. If it passed through a pixel's centre, it would be
+    undefined on which side that pixel is.
     """
     x, y = first = min(hole)
     start = np.array(outer)
@@ -137,4 +137,4 @@ def _joined(outer: Loop, hole: Loop) -> Loop:
     bridge = (int(high[side, 0]), y)
     turn = hole.index(first)
     curve = [*outer[: side + 1], bridge, *hole[turn:], *hole[: turn + 1], bridge, *outer[side + 1 :]]
-    return [point for k, point in enumerate(curve) if point != curve[k - 1]]  # a bridge may begin at a corner
+    return [point for k, point in enumerate(curve) if point != curve[k - 1]]  # the channel may begin at a corner

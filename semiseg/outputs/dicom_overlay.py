@@ -1,7 +1,7 @@
-"""The outlines burnt into pictures of the slices, as a series of Secondary Capture images (PS3.3 A.8.1).
+"""Pictures of the slices with burnt-in outlines, as a series of Secondary Capture images (PS3.3 A.8.1).
 
-For viewers that show no SEG. A picture for every slice, so that one scrolls through it as through the scan; it is for
-looking at and for nothing else, since the masks cannot be got out of it again.
+The series is meant for viewers without SEG support. It has a picture for every slice, so that it scrolls like the scan.
+It is for viewing only, because the masks cannot be recovered from it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from semiseg.volumes.segmentation import Segmentation
 def segmentation_to_overlays(
     segmentation: Segmentation, series: DicomSeries, *, algorithm: Algorithm
 ) -> Iterator[pydicom.Dataset]:
-    """Make a picture of each slice of ``series``, in its order, with the outlines of ``segmentation``.
+    """Yield a picture of each slice of ``series``, in its order, with the outlines of ``segmentation``.
 
     Raises:
-        VolumeError: the grids differ, or the source lacks what a series must refer to.
-        SemisegError: the source's attributes cannot be repeated in valid images.
+        VolumeError: The grids differ, or the source lacks UIDs that a series must refer to.
+        SemisegError: The source's attributes cannot be copied into valid images.
     """
     require_same_grid(segmentation, series, "overlay")
     identity = content_hash(series, algorithm, segmentation.segments)
@@ -63,7 +63,7 @@ def segmentation_to_overlays(
 
 
 def write_overlays(path: Path, images: Iterator[pydicom.Dataset]) -> None:
-    """Write a series as a zip of DICOM files, atomically."""
+    """Write a series as a zip of DICOM files atomically."""
     with atomic_file(Path(path)) as file, zipfile.ZipFile(file, "w") as archive:
         for number, image in enumerate(images, start=1):
             content = io.BytesIO()
@@ -73,7 +73,7 @@ def write_overlays(path: Path, images: Iterator[pydicom.Dataset]) -> None:
 
 
 def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels of a mask that touch what is outside of it; the picture's edge is no border."""
+    """Return the pixels of a mask that touch pixels outside it; the edge of the picture does not count."""
     return np.asarray(mask & ~ndimage.binary_erosion(mask, border_value=1))
 
 
@@ -102,7 +102,8 @@ def _image(
             series_description=series_description(algorithm),
             manufacturer_model_name=algorithm.name[:LONG_STRING],
             software_versions=software_versions(algorithm),
-            # The archive compresses it. RLE would be made by gdcm, which ends the process on an odd number of bytes.
+            # Not compressed, because the archive compresses it, and gdcm's RLE encoder aborts the process on an odd
+            # number of bytes.
             transfer_syntax_uid=ExplicitVRLittleEndian,
             specific_character_set="ISO_IR 192",
         )
@@ -110,11 +111,11 @@ def _image(
         raise SemisegError(f"No valid overlay can be made for the series ({error}).") from error
     copy_patient_and_study(image, source)
     image.BurnedInAnnotation = "NO"
-    image.Laterality = str(source.get("Laterality") or "")  # empty where nobody said, and it has to be there
+    image.Laterality = str(source.get("Laterality") or "")  # must be present, empty if unknown
     image.ImageComments = f"{NOTICE}."
     image.FrameOfReferenceUID = source.FrameOfReferenceUID
-    # Written anew and not copied: of an enhanced object the functional groups have them, and scanners write decimal
-    # strings of more than the 16 characters that there may be.
+    # Written from the plane, not copied: enhanced objects have these values in functional groups, and some scanners
+    # write decimal strings of more than the allowed 16 characters.
     image.ImagePositionPatient = [format_number_as_ds(v) for v in plane.position]
     image.ImageOrientationPatient = [format_number_as_ds(v) for v in (*plane.along_row, *plane.along_column)]
     thickness = one.value("SliceThickness", "PixelMeasuresSequence", "SliceThickness")
@@ -124,7 +125,7 @@ def _image(
 
 
 def _letters(plane: Plane) -> tuple[str, str]:
-    """Patient Orientation (PS3.3 C.7.6.1.1.1): the nearest direction of rows and of columns."""
+    """Return Patient Orientation (PS3.3 C.7.6.1.1.1): the nearest directions of rows and columns."""
     pairs = (("L", "R"), ("P", "A"), ("H", "F"))
     found = []
     for along in (plane.along_row, plane.along_column):

@@ -1,6 +1,6 @@
-"""A segmentation as a radiotherapy structure set (RTSTRUCT, PS3.3 A.19): closed contours just inside the voxels' edges.
+"""Radiotherapy structure sets (RTSTRUCT, PS3.3 A.19): closed contours slightly inside the voxels' edges.
 
-For planning systems and archives that know no SEG. Each contour lies in the plane of the image that it refers to.
+They are meant for planning systems and archives without SEG support. Each contour is in the plane of its image.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.dicom_slices import Slice
 from semiseg.volumes.segmentation import Segment, Segmentation
 
-_STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, and still what PS3.3 C.8.8.5 wants for a referenced study
+_STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, but PS3.3 C.8.8.5 still requires it for a referenced study
 _SHORT_STRING = 16  # characters (PS3.5 table 6.2-1)
 
 
 def segmentation_to_rtstruct(
     segmentation: Segmentation, series: DicomSeries, *, algorithm: Algorithm
 ) -> pydicom.Dataset:
-    """Make a structure set of ``segmentation``, which lies on the grid of ``series``.
+    """Create a structure set of ``segmentation``, which is on the grid of ``series``.
 
-    One structure for each segment, also for an empty one. Structures are AUTOMATIC and UNAPPROVED.
+    It contains one structure for each segment, including empty ones. Structures are AUTOMATIC and UNAPPROVED.
 
     Raises:
-        VolumeError: the grids differ, or the source lacks what a structure set must refer to.
+        VolumeError: The grids differ, or the source lacks UIDs that a structure set must refer to.
     """
     require_same_grid(segmentation, series, "structure set")
     first = series.instances[0]
     identity = content_hash(series, algorithm, segmentation.segments)
     struct = pydicom.Dataset()
     struct.file_meta = FileMetaDataset()
-    # Explicit value representations leave 64 kB for the points of a contour (PS3.5 7.1.2); a large organ needs more.
+    # Explicit VR limits the points of a contour to 64 kB (PS3.5 7.1.2), which is too little for a large organ.
     struct.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     struct.SpecificCharacterSet = "ISO_IR 192"
     struct.SOPClassUID, struct.SOPInstanceUID = RTStructureSetStorage, derive_uid(identity, "structure set")
@@ -77,7 +77,7 @@ def segmentation_to_rtstruct(
 
 
 def _frame_of_reference(series: DicomSeries) -> pydicom.Dataset:
-    """The images that contours refer to (PS3.3 C.8.8.5)."""
+    """Return the item with the images that contours refer to (PS3.3 C.8.8.5)."""
     first = series.instances[0]
     one, study, frame = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
     one.SeriesInstanceUID = first.SeriesInstanceUID
@@ -106,7 +106,7 @@ def _structure(number: int, segment: Segment, algorithm: Algorithm, frame: str) 
 
 
 def _contours(number: int, segment: Segment, mask: NDArray[np.bool_], series: DicomSeries) -> pydicom.Dataset:
-    """The contours of a mask (columns, rows, N) on the slices (PS3.3 C.8.8.6)."""
+    """Return the contours of a mask (columns, rows, N) on the slices (PS3.3 C.8.8.6)."""
     drawn = pydicom.Dataset()
     drawn.ReferencedROINumber, drawn.ROIDisplayColor = number, list(segment.colour)
     contours = []
@@ -128,7 +128,7 @@ def _contours(number: int, segment: Segment, mask: NDArray[np.bool_], series: Di
 
 
 def _observation(number: int, segment: Segment) -> pydicom.Dataset:
-    """What a structure is (PS3.3 C.8.8.8)."""
+    """Return the coded observation of a structure (PS3.3 C.8.8.8)."""
     observation, code = pydicom.Dataset(), pydicom.Dataset()
     observation.ObservationNumber = observation.ReferencedROINumber = number
     observation.ROIObservationLabel = segment.name[:_SHORT_STRING]

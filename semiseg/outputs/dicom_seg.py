@@ -1,7 +1,8 @@
-"""A segmentation as a DICOM Segmentation object (SEG, PS3.3 A.51) on the source series' own grid.
+"""DICOM Segmentation objects (SEG, PS3.3 A.51) on the grid of the source series.
 
-BINARY, the form every SEG reader knows, has one frame per slice and segment that has content, each referring to the
-source instance it was drawn on. FRACTIONAL holds probabilities in the same frames, LABELMAP all segments in one.
+BINARY, the type that every SEG reader supports, has one frame for each segment and slice with content, which refers to
+its source instance. FRACTIONAL contains probabilities in the same frames, LABELMAP contains all segments in one frame
+per slice.
 """
 
 from __future__ import annotations
@@ -45,20 +46,21 @@ def segmentation_to_seg(
     remarks: Sequence[str] = (),
     segmentation_type: SegmentationType = "binary",
 ) -> pydicom.Dataset:
-    """Make a SEG of ``segmentation``, which lies on the grid of ``series``.
+    """Create a SEG of ``segmentation``, which is on the grid of ``series``.
 
-    Segment k of the SEG is the k-th of the segmentation, 1-based; overlapping segments stay overlapping. A segmentation
-    without a single voxel is an answer too: it becomes a SEG whose frames are all empty. Patient and study are the
-    source's; Modality is SEG; Series Description ends in RESEARCH USE ONLY. Of a series that was corrected each source
-    image gets the mask where it lies itself. Image Comments hold the ``remarks``.
+    Segment k of the SEG is the k-th of the segmentation, 1-based; overlapping segments remain overlapping. A
+    segmentation without any voxel becomes a SEG whose frames are all empty. Patient and study are copied from the
+    source; Modality is SEG; Series Description ends in RESEARCH USE ONLY. If the geometry of the series was corrected,
+    the mask is resampled onto the planes of the source images. Image Comments contains the ``remarks``.
 
-    As a ``labelmap`` the pixels are segment numbers (Label Map Segmentation Storage, DICOM 2024d), which is smaller and
-    known to few readers yet; as ``fractional`` they are the network's probabilities, in 255ths (PS3.3 C.8.20.2.3).
+    With the type ``labelmap`` the pixels are segment numbers (Label Map Segmentation Storage, DICOM 2024d), which is
+    smaller, but supported by few readers yet; with ``fractional`` they are the network's probabilities in 255ths (PS3.3
+    C.8.20.2.3).
 
     Raises:
-        VolumeError: the grids differ, regions that overlap are to be a label map, there are no probabilities to write,
-            or the source lacks what a SEG must refer to (UIDs, frame of reference).
-        SemisegError: the source's attributes cannot be repeated in a valid SEG.
+        VolumeError: The grids differ, overlapping regions cannot be a label map, there are no probabilities, or the
+            source lacks attributes that a SEG must refer to (UIDs, frame of reference).
+        SemisegError: The source's attributes cannot be copied into a valid SEG.
     """
     require_same_grid(segmentation, series, "SEG")
     if segmentation_type == "labelmap" and not segmentation.exclusive:
@@ -97,20 +99,20 @@ def segmentation_to_seg(
     _fix_dimension_uid(seg, derive_uid(identity, "dimensions"))
     sources.restore_references(seg)
     copy_patient_and_study(seg, series.instances[0])
-    seg.ContentCreatorName = ""  # type 2 (PS3.3 table 10-12), and nobody drew this
+    seg.ContentCreatorName = ""  # type 2 (PS3.3 table 10-12); no person drew the segmentation
     seg.ImageComments = " ".join([f"{NOTICE}.", *remarks])[:LONG_TEXT]
     return seg
 
 
 def _pixels(segmentation: Segmentation, segmentation_type: SegmentationType) -> NDArray[Any]:
-    """Segment numbers (X, Y, Z), masks (K, X, Y, Z), or probabilities float32 (K, X, Y, Z).
+    """Return segment numbers (X, Y, Z), masks (K, X, Y, Z), or probabilities float32 (K, X, Y, Z).
 
     Raises:
-        VolumeError: there are no probabilities.
+        VolumeError: There are no probabilities.
     """
     if segmentation_type == "fractional":
         if segmentation.probabilities is None:
-            raise VolumeError("The segmentation was made without probabilities, and a fractional SEG is made of them.")
+            raise VolumeError("The segmentation has no probabilities, which a fractional SEG consists of.")
         shares: NDArray[np.float32] = segmentation.probabilities.astype(np.float32)
         shares /= PROBABILITY_LEVELS
         return shares
@@ -123,9 +125,9 @@ def _pixels(segmentation: Segmentation, segmentation_type: SegmentationType) -> 
 
 
 def _frames(pixels: NDArray[Any], order: Sequence[int | None]) -> NDArray[Any]:
-    """Pixels as highdicom wants them, rows before columns: (N, Y, X) of (X, Y, Z), or (N, Y, X, K) of (K, X, Y, Z).
+    """Rearrange pixels for highdicom, rows before columns: (X, Y, Z) to (N, Y, X), or (K, X, Y, Z) to (N, Y, X, K).
 
-    Frame n shows slice ``order[n]``, or nothing.
+    Frame n contains slice ``order[n]``, or is empty if that is None.
     """
     slices = pixels.T
     frames = np.zeros((len(order), *slices.shape[1:]), dtype=pixels.dtype)
@@ -136,10 +138,11 @@ def _frames(pixels: NDArray[Any], order: Sequence[int | None]) -> NDArray[Any]:
 
 
 def _omits_empty_frames(frames: NDArray[Any], segments: int, segmentation_type: SegmentationType) -> bool:
-    """Whether frames without content are left out.
+    """Return True if empty frames are to be omitted.
 
-    highdicom cannot omit every frame, and says so in the log when asked to. Frames of single bits that fill no
-    whole bytes are kept where cornerstone3D unpacks all of them, and not those with content alone.
+    highdicom cannot omit all frames, and logs a warning if it is asked to. If frames of single bits do not end at a
+    byte boundary, empty frames are kept if cornerstone3D unpacks the complete set of frames, but not the non-empty
+    ones.
     """
     if not frames.any():
         return False
@@ -153,10 +156,10 @@ def _omits_empty_frames(frames: NDArray[Any], segments: int, segmentation_type: 
 
 
 def _unpacked_by_cornerstone(pixels: int, frames: int) -> bool:
-    """Whether cornerstone3D 5.14 unpacks frames of single bits that follow each other within a byte (PS3.5 8.1.1).
+    """Return True if cornerstone3D 5.14 unpacks frames of single bits that are not aligned to bytes (PS3.5 8.1.1).
 
-    It refuses a length that needs a byte of padding, and takes frames for such of whole bytes where these would be as
-    long.
+    It refuses pixel data whose length needs a byte of padding, and if byte-aligned frames would have the same total
+    length, it treats the frames as byte-aligned.
     """
     length, of_whole_bytes = -(-pixels * frames // 8), frames * -(-pixels // 8)
     return length % 2 == 0 and (frames == 1 or length != of_whole_bytes)
@@ -187,7 +190,7 @@ def _descriptions(segments: Sequence[Segment], algorithm: Algorithm, identity: s
 
 
 def to_coded_concept(code: ConceptCode) -> hd.sr.CodedConcept:
-    """A code as highdicom has it."""
+    """Convert a code into highdicom's type."""
     return hd.sr.CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
 
 
@@ -196,11 +199,11 @@ def _pixel_measures(series: DicomSeries) -> hd.PixelMeasuresSequence:
     return hd.PixelMeasuresSequence(
         pixel_spacing=(plane.row_spacing, plane.column_spacing),
         slice_thickness=float(slice_thickness(series.slices[0], gap)),
-        spacing_between_slices=gap if series.grid is None else None,  # the source's own slices may lie unevenly
+        spacing_between_slices=gap if series.grid is None else None,  # the source's own slices may be unevenly spaced
     )
 
 
 def _fix_dimension_uid(seg: pydicom.Dataset, uid: str) -> None:
-    """highdicom draws the Dimension Organization UID at random; two objects with one UID must not differ in it."""
+    """Replace highdicom's random Dimension Organization UID, so that objects with the same UID are identical."""
     for item in [*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence]:
         item.DimensionOrganizationUID = uid

@@ -1,7 +1,7 @@
-"""The volumes of a segmentation as a DICOM structured report (Comprehensive 3D SR, TID 1500, PS3.16).
+"""DICOM structured reports with the volumes of a segmentation (Comprehensive 3D SR, TID 1500, PS3.16).
 
-Each segment is a volumetric region of interest (TID 1411) that refers to its segment in the SEG of the same scan, whose
-UID is known beforehand because it is derived from the series and the model.
+Each segment is a volumetric region of interest (TID 1411) that refers to its segment in the SEG of the same scan. The
+UID of that SEG is known, because it is derived from the series and the model.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def segmentation_to_sr(
     algorithm: Algorithm,
     remarks: Sequence[str] = (),
 ) -> pydicom.Dataset:
-    """Make a report of the volume of each segment in millilitres; ``remarks`` are its comments.
+    """Create a report of the volume of each segment in millilitres; ``remarks`` become its comments.
 
-    The report is complete, and unverified: nobody has looked at it.
+    The report is complete and unverified, because no person has reviewed it.
 
     Raises:
-        VolumeError: the grids differ, or the source lacks what a report must refer to.
-        SemisegError: the source's attributes cannot be repeated in a valid report.
+        VolumeError: The grids differ, or the source lacks UIDs that a report must refer to.
+        SemisegError: The source's attributes cannot be copied into a valid report.
     """
     seg = segmentation_to_seg(segmentation, series, algorithm=algorithm, remarks=remarks)
     identity = content_hash(series, algorithm, segmentation.segments)
@@ -104,7 +104,7 @@ def segmentation_to_sr(
 
 
 def _nameless(seg: pydicom.Dataset) -> pydicom.Dataset:
-    """The same without the patient: highdicom quotes names that it does not like in warnings."""
+    """Return a copy without the patient, because highdicom's warnings quote names that it considers invalid."""
     out = pydicom.Dataset()
     out.update(seg)
     for keyword in PATIENT_AND_STUDY:
@@ -115,7 +115,7 @@ def _nameless(seg: pydicom.Dataset) -> pydicom.Dataset:
 def _group(
     number: int, segment: Segment, millilitres: float, seg: pydicom.Dataset, algorithm: Algorithm, identity: str
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
-    """One segment: what it is, where it is outlined, its volume, and who measured it."""
+    """Return the measurement group of one segment: finding, reference to the SEG, volume, and algorithm."""
     series = seg.ReferencedSeriesSequence[0]
     identification = hd.sr.AlgorithmIdentification(
         name=algorithm.name[:LONG_STRING],

@@ -1,4 +1,4 @@
-"""The forms of an answer, by name; server, client and command line ask for the same ones."""
+"""Output formats by name, the same for server, client and command line."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ OutputFormat = Literal[
 ]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 RESULTS_MEDIA_TYPE = "application/vnd.semiseg.answers+zip"
-"""Media type of an answer that is asked for with its report: a zip with a folder for each form, among them `json`."""
+"""Media type of results with their report: a zip with a folder for each output format, including `json`."""
 SegmentationType = Literal["binary", "fractional", "labelmap"]
-OVERLAP_MESSAGE = "Regions that may overlap are no label map in DICOM; ask for seg, which has a mask for each."
+OVERLAP_MESSAGE = "Overlapping regions cannot be a label map in DICOM; use the format seg, which has a mask for each."
 
 
 @dataclass(frozen=True)
 class FormatTraits:
-    """What has to be known of a form beside how it is written.
+    """Properties of an output format.
 
     Attributes:
-        file_name: of an answer that nobody named.
-        media_type: of its bytes.
-        suffixes: what the name of a file in this form ends with; the first is the usual one.
-        on_images: whether it refers to the DICOM images it was drawn on, so that there have to be some.
-        probabilities: whether it shows how probable the network found each segment.
-        by_highdicom: whether highdicom writes it, which is not installed everywhere (see pyproject.toml).
+        file_name: Default name of the file.
+        media_type: Media type of the file.
+        suffixes: Suffixes of file names; the first is the usual one.
+        on_images: True if the format refers to the segmented DICOM images, and therefore needs a DICOM series.
+        probabilities: True if the format contains the network's probabilities of the segments.
+        by_highdicom: True if highdicom writes the format, which is not always installed (see pyproject.toml).
     """
 
     file_name: str
@@ -60,7 +60,7 @@ FORMAT_TRAITS: dict[OutputFormat, FormatTraits] = {
     "overlay": FormatTraits("overlay.zip", "application/zip", (".zip",), on_images=True, by_highdicom=True),
     "json": FormatTraits("segmentation.json", "application/json", (".json",)),
     "case": FormatTraits("case.zip", "application/zip", (".zip",)),
-    # Before nrrd, whose suffix its own ends with.
+    # This entry precedes nrrd, because `.seg.nrrd` also ends with nrrd's suffix.
     "seg-nrrd": FormatTraits("segmentation.seg.nrrd", "application/x-nrrd", (".seg.nrrd",)),
     "nrrd": FormatTraits("segmentation.nrrd", "application/x-nrrd", (".nrrd",)),
 }

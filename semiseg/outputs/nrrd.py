@@ -1,8 +1,9 @@
 """Segmentations as NRRD: a plain label map, and 3D Slicer's ``.seg.nrrd`` with names, colours and codes.
 
-What Slicer reads is in https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html. Segments
-that overlap go into as few layers as hold them without an overlap. Slicer cuts a layer to the extent of the first of
-its segments, so all segments of a layer are given the extent of the whole layer.
+The format of Slicer is described in
+https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html. Overlapping segments are distributed
+over layers, each without overlap. Slicer crops a layer to the extent of its first segment, so all segments of a layer
+get the extent of the whole layer.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ def write_nrrd(path: Path, segmentation: Segmentation, *, compress: bool = True)
 
 
 def write_seg_nrrd(path: Path, segmentation: Segmentation) -> None:
-    """Write a segmentation as 3D Slicer does, with one layer or several."""
+    """Write a segmentation in the format of 3D Slicer, with one layer or several."""
     layers, layer_of = _layers(segmentation)
     pairs = {
         "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
-        # The first is the name of Slicer 5.2 and later, the second that of earlier ones.
+        # The first name is that of Slicer 5.2 and later, the second that of earlier versions.
         "Segmentation_SourceRepresentation": "Binary labelmap",
         "Segmentation_MasterRepresentation": "Binary labelmap",
         "Segmentation_ReferenceImageExtentOffset": "0 0 0",
@@ -64,12 +65,12 @@ def _tags(segment: Segment) -> str:
 
 
 def _triplet(code: ConceptCode) -> str:
-    # These signs separate the parts of an entry.
+    # The characters |, ~ and ^ separate the parts of an entry.
     return "^".join(part.translate(str.maketrans("|~^", "   ")) for part in (code.scheme, code.value, code.meaning))
 
 
 def _layers(segmentation: Segmentation) -> tuple[list[NDArray[np.uint8]], list[int]]:
-    """The layers, each (X, Y, Z) with the labels of its segments, and the layer of each segment."""
+    """Return the layers, each (X, Y, Z) with the labels of its segments, and the index of each segment's layer."""
     if segmentation.exclusive:
         return [segmentation.array.astype(np.uint8)], [0] * len(segmentation.segments)
     layers: list[NDArray[np.uint8]] = []
@@ -85,7 +86,7 @@ def _layers(segmentation: Segmentation) -> tuple[list[NDArray[np.uint8]], list[i
 
 
 def _extent(layer: NDArray[np.uint8]) -> str:
-    """First and last voxel that is not 0, along each axis; the whole layer where all are 0."""
+    """Return the first and last voxel that is not 0 along each axis; the whole layer if all voxels are 0."""
     bounds = []
     for axis in range(3):
         others = tuple(other for other in range(3) if other != axis)
@@ -102,7 +103,7 @@ def _write(
     *,
     compress: bool = True,
 ) -> None:
-    """Write an array (X, Y, Z) or (K, X, Y, Z) atomically; the same array gives the same bytes."""
+    """Write an array (X, Y, Z) or (K, X, Y, Z) atomically; the same array produces the same bytes."""
     lps = LPS_TO_RAS @ np.asarray(affine, dtype=np.float64)
     several = array.ndim == 4
     directions = [_vector(lps[:3, axis]) for axis in range(3)]

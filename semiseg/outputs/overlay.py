@@ -1,7 +1,7 @@
-"""A contact sheet: the scan and the outlines on it, as one PNG that a person can judge at a glance.
+"""Contact sheets: PNG pictures of a scan with outlines of its segments, for a quick visual check.
 
-Drawn with Pillow alone. Pictures are oriented as radiologists have them: the patient's right is on the picture's left,
-anterior (or superior) is up. Pixels are square millimetres, whatever the voxels are.
+They are drawn with Pillow. Pictures are in radiological orientation: the patient's right is on the picture's left,
+anterior (or superior) is up. Pixels are square in mm, regardless of the voxel spacing.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.volume import Volume, reorient, same_grid
 
-_TILE = 300  # pixels of a picture's longer side
+_TILE = 300  # pixels along a picture's longer side
 _GAP = 6
-_LEFT = 34  # room for the rows' titles
-_OF_EACH = 6  # slices of each of several volumes
-_PICTURES = 24  # slices across each plane
+_LEFT = 34  # width of the rows' titles
+_OF_EACH = 6  # number of slices of each of several volumes
+_PICTURES = 24  # number of slices along the normal of each plane
 _INK, _PAPER, _FAINT = (235, 235, 235), (18, 18, 20), (165, 165, 170)
 
 
 @dataclass(frozen=True)
 class _Plane:
-    """How to cut a RAS+ volume: the axis to cut across, the picture's axes and the letters at its sides."""
+    """Slicing of a RAS+ volume: normal axis, axes of the picture, and letters at its sides."""
 
     across: int
     horizontal: int
@@ -62,25 +62,25 @@ def contact_sheet(
     *,
     columns: int = 5,
 ) -> None:
-    """Write a PNG: a row of the bare image, then one row with the outlines of each of ``masks``.
+    """Write a PNG with a row of slices of the image and, for each of ``masks``, a row with its outlines.
 
-    Slices run through the structures, across the volume's axis of largest spacing (axial if equal). Oblique volumes are
-    cut along their own axes, and the letters name the nearest directions.
+    The slices pass through the structures, perpendicular to the axis of largest spacing (axial if equal). Oblique
+    volumes are cut along their own axes, and the letters name the nearest directions.
 
     Args:
-        path: the file, ending in .png.
-        image: the scan.
-        masks: (title, segmentation) of each further row, on the image's grid; such as reference and prediction.
-        segments: what the legend names, in their colours; matched to the segmentations' segments by name.
-        caption: a sentence or two below the pictures.
-        columns: how many slices.
+        path: Path of the file, ending in .png.
+        image: The scan.
+        masks: Pairs (title, segmentation) of the further rows, on the image's grid, such as reference and prediction.
+        segments: Segments of the legend with their colours, matched to those of the segmentations by name.
+        caption: Text below the pictures.
+        columns: Number of slices.
 
     Raises:
-        VolumeError: a segmentation on another grid than the image.
+        VolumeError: A segmentation is on another grid than the image.
     """
     for title, segmentation in masks:
         if segmentation.shape != image.shape or not same_grid(segmentation.affine, image.affine, image.shape):
-            raise VolumeError(f"The {title} lies on another grid than the image, so it cannot be drawn on it.")
+            raise VolumeError(f"The {title} is on another grid than the image, so it cannot be drawn on it.")
     array, affine = reorient(image.array, image.affine, "RAS")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     plane = next(p for p in _PLANES if spacing[p.across] >= spacing.max() * 0.999)
@@ -102,9 +102,9 @@ def contact_sheet(
 
 
 def render_slices(image: Volume, segmentation: Segmentation) -> Iterator[tuple[str, bytes]]:
-    """Pictures of slices across each of the three planes, with outlines: a name such as ``axial-01``, and a PNG.
+    """Yield pictures of slices in all three planes, with outlines: a name such as ``axial-01``, and a PNG.
 
-    Slices are evenly spaced through the whole volume and turned as in radiology; see :func:`contact_sheet`.
+    Slices are evenly spaced through the whole volume, in radiological orientation; see :func:`contact_sheet`.
     """
     array, affine = reorient(image.array, image.affine, "RAS")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -123,12 +123,12 @@ def render_slices(image: Volume, segmentation: Segmentation) -> Iterator[tuple[s
 
 
 def series_sheet(path: Path, series: Sequence[tuple[str, Volume]], caption: str) -> None:
-    """Write a PNG: a row of slices of each of several volumes, across its third axis, turned as in radiology.
+    """Write a PNG with a row of slices of each volume, along its third axis, in radiological orientation.
 
     Args:
-        path: the file, ending in .png.
-        series: (title, volume) of each row.
-        caption: a sentence or two below the pictures.
+        path: Path of the file, ending in .png.
+        series: Pairs (title, volume) of the rows.
+        caption: Text below the pictures.
     """
     rows = []
     for title, volume in series:
@@ -140,7 +140,7 @@ def series_sheet(path: Path, series: Sequence[tuple[str, Volume]], caption: str)
         for k in _slices(array.shape[plane.across], plane, [], _OF_EACH):
             picture = _picture(grey, plane, k, size)
             _letters(picture, plane, f"{k + 1}/{array.shape[plane.across]}")
-            tile = Image.new("RGB", (_TILE, _TILE), _PAPER)  # rows of other proportions stay in line
+            tile = Image.new("RGB", (_TILE, _TILE), _PAPER)  # so that rows of other proportions are aligned
             tile.paste(picture, ((_TILE - size[0]) // 2, (_TILE - size[1]) // 2))
             tiles.append(tile)
         rows.append((title, tiles))
@@ -150,7 +150,7 @@ def series_sheet(path: Path, series: Sequence[tuple[str, Volume]], caption: str)
 
 
 def _oriented(segmentation: Segmentation, segments: Sequence[Segment]) -> list[tuple[Segment, NDArray[np.bool_]]]:
-    """Each of ``segments`` with its mask in RAS+."""
+    """Return each of ``segments`` with its mask in RAS+."""
     by_name = {segment.name: k for k, segment in enumerate(segmentation.segments)}
     return [
         (segment, np.asarray(reorient(segmentation.mask(by_name[segment.name]), segmentation.affine, "RAS")[0]))
@@ -162,7 +162,7 @@ def _oriented(segmentation: Segmentation, segments: Sequence[Segment]) -> list[t
 def _slices(
     length: int, plane: _Plane, outlined: Sequence[Sequence[tuple[Segment, NDArray[np.bool_]]]], count: int
 ) -> list[int]:
-    """Evenly spaced slices through the structures; through the whole volume if there are none."""
+    """Return evenly spaced slices through the structures, or through the whole volume if there are none."""
     other = tuple(axis for axis in range(3) if axis != plane.across)
     filled = np.zeros(length, dtype=bool)
     for named in outlined:
@@ -175,7 +175,7 @@ def _slices(
 
 
 def rescale_to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey values to 0..255, between percentiles of what is not background."""
+    """Scale grey values to 0..255, between percentiles of the voxels that are not background."""
     sample = array[tuple(slice(None, None, max(1, n // 128)) for n in array.shape)].astype(np.float64)
     dark = sample.min()
     tissue = sample[sample > dark + 0.05 * (np.percentile(sample, 99) - dark)]
@@ -193,7 +193,7 @@ def _tile_size(shape: Sequence[int], spacing: NDArray[np.float64], plane: _Plane
 
 
 def _cut(volume: NDArray[Any], plane: _Plane, k: int) -> NDArray[Any]:
-    """Slice ``k`` as (row, column) with row 0 at the top: the patient's right (or anterior) on the left."""
+    """Return slice ``k`` as (row, column) with row 0 at the top and the patient's right (or anterior) on the left."""
     cut = np.take(volume, k, axis=plane.across)  # the remaining axes are horizontal, vertical in that order
     return np.asarray(cut[::-1, ::-1].T)
 
@@ -209,7 +209,7 @@ def _outline(picture: Image.Image, named: Sequence[tuple[Segment, NDArray[np.boo
     for segment, mask in named:
         flat = Image.fromarray(np.ascontiguousarray(_cut(mask, plane, k)).astype(np.uint8) * 255)
         inside = np.asarray(flat.resize(picture.size, Image.Resampling.BILINEAR)) > 127
-        # The picture's edge is no border of the structure, hence border_value.
+        # With border_value=1 the edge of the picture does not count as a border of the structure.
         border = inside & ~ndimage.binary_erosion(inside, iterations=2, border_value=1)
         pixels[border] = segment.colour
     picture.paste(Image.fromarray(pixels))
@@ -262,7 +262,7 @@ _WORDS = {"R": "the patient's right", "A": "anterior"}
 
 
 def _legend_rows(segments: Sequence[Segment], width: int) -> list[list[tuple[int, Segment]]]:
-    """Where each name of the legend goes: (x, segment) by row."""
+    """Return the layout of the legend: (x, segment) by row."""
     rows: list[list[tuple[int, Segment]]] = [[]]
     x = _LEFT
     for segment in segments:
@@ -276,11 +276,11 @@ def _legend_rows(segments: Sequence[Segment], width: int) -> list[list[tuple[int
 
 
 def _upright(title: str, height: int) -> Image.Image:
-    """A row's title, to be read from below."""
+    """Return a row's title as a picture, rotated to be read from bottom to top."""
     strip = Image.new("RGB", (height, _LEFT - 8), _PAPER)
     ImageDraw.Draw(strip).text((height / 2, strip.height / 2), title, font=_font(16), fill=_INK, anchor="mm")
     return strip.rotate(90, expand=True)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)  # Pillow's own, so that every machine draws the same
+    return ImageFont.load_default(size)  # Pillow's own font, so that pictures are the same on every machine

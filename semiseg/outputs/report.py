@@ -1,4 +1,4 @@
-"""The answer in JSON: what was found, where it lies, which model found it and how long that took."""
+"""The JSON report of a segmentation: volumes, geometry, warnings, model identity and times."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class _Part(BaseModel):
 
 
 class ModelIdentity(_Part):
-    """Which model answered.
+    """Identity of a model.
 
     Attributes:
-        name: the model's.
-        sha256: of the exported graph that ran; None for a training run, whose weights still change.
-        method: how it was trained.
-        version: the semiseg release that trained it.
-        precision: of the graph that ran.
-        engine: what ran it.
+        name: Name of the model.
+        sha256: SHA-256 of the exported graph that ran; null for a training run, whose weights still change.
+        method: Training method of the model.
+        version: Release of semiseg that trained the model.
+        precision: Precision of the graph that ran.
+        engine: Engine and device that ran the graph.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ModelIdentity(_Part):
     def from_manifest(
         cls, manifest: Manifest, sha256: str | None, *, precision: Precision = "fp32", engine: str | None = None
     ) -> ModelIdentity:
-        """The identity that ``manifest`` claims, for the graph with this SHA-256."""
+        """Create the identity from a manifest, for the graph with this SHA-256."""
         origin = manifest.provenance
         return cls(
             name=manifest.name,
@@ -66,9 +66,9 @@ class SegmentReport(_Part):
     """One segment.
 
     Attributes:
-        name: what it is called.
-        label: the integer that stands for it in a label map.
-        ml: its volume in millilitres.
+        name: Name of the segment.
+        label: Value of the segment in a label map.
+        ml: Volume of the segment in millilitres.
     """
 
     name: str
@@ -77,13 +77,13 @@ class SegmentReport(_Part):
 
 
 class Geometry(_Part):
-    """The grid of the scan, which is the grid of the answer.
+    """Grid of the scan and of the result.
 
     Attributes:
-        shape: voxels along the file's own axes.
-        spacing: mm along them.
-        orientation: the nearest anatomical direction of each axis, such as LPS.
-        affine: maps voxel indices to RAS+ mm.
+        shape: Number of voxels along the file's own axes.
+        spacing: Voxel spacing in mm along these axes.
+        orientation: Nearest anatomical direction of each axis, such as LPS.
+        affine: Matrix from voxel indices to RAS+ mm.
     """
 
     shape: tuple[int, int, int]
@@ -97,9 +97,9 @@ class SeriesReport(_Part):
 
     Attributes:
         uid: Series Instance UID.
-        modality: such as MR or CT.
+        modality: Modality, such as MR or CT.
         description: Series Description.
-        slices: how many images made the volume.
+        slices: Number of images of the volume.
     """
 
     uid: str
@@ -109,13 +109,13 @@ class SeriesReport(_Part):
 
 
 class SeriesDecisionReport(_Part):
-    """What was decided of one series among the files.
+    """Decision on one of the DICOM series among the files.
 
     Attributes:
         uid: Series Instance UID.
         description: Series Description.
-        channel: which channel it serves; null where it serves none.
-        reason: why, as a sentence.
+        channel: Name of the channel that the series serves; null if it serves none.
+        reason: Reason of the decision, as a sentence.
     """
 
     uid: str
@@ -125,11 +125,11 @@ class SeriesDecisionReport(_Part):
 
 
 class ScanWarningReport(_Part):
-    """Something that was noticed about the scan, or done to it.
+    """Warning about the scan or the mask, or correction of the scan.
 
     Attributes:
-        code: for machines.
-        text: a sentence for people.
+        code: Code for programs.
+        text: Sentence for people.
     """
 
     code: str
@@ -137,18 +137,18 @@ class ScanWarningReport(_Part):
 
 
 class Report(_Part):
-    """The whole answer.
+    """Report of a segmentation.
 
     Attributes:
-        notice: that it is for research only.
-        model: which one answered.
-        segments: what it outlined.
-        geometry: the grid of the answer.
-        series: the one whose grid it is; null for a scan that is not DICOM.
-        selection: what was decided of every image series among the files.
-        remarks: what sets the scan apart, and what was done to it.
-        windows: of the sliding window.
-        seconds: per stage.
+        notice: Notice that the result is for research use only.
+        model: Identity of the model.
+        segments: Segments of the model and their volumes.
+        geometry: Grid of the result.
+        series: DICOM series on whose grid the result is; null for a scan that is not DICOM.
+        selection: Decision on every DICOM image series among the files.
+        remarks: Warnings about the scan and the mask, and corrections of the scan.
+        windows: Number of sliding windows.
+        seconds: Seconds per stage.
     """
 
     notice: str
@@ -172,7 +172,7 @@ class Report(_Part):
         windows: int,
         seconds: Mapping[str, float],
     ) -> Report:
-        """Report on the ``segmentation`` of ``scan``; ``remarks`` are those of the segmenter."""
+        """Create the report of a segmentation; ``remarks`` are the segmenter's warnings."""
         affine = segmentation.affine
         ml = segmentation.volumes_ml()
         return cls(
@@ -199,13 +199,13 @@ class Report(_Part):
 
 
 def _uncoded(segmentation: Segmentation, scan: Scan) -> tuple[ScanWarning, ...]:
-    """For DICOM: segments that only a private code can name."""
+    """Return a warning if segments of a DICOM scan have no standard code and need a private one."""
     names = [segment.name for segment in segmentation.segments if segment.type is None]
     if scan.series is None or not names:
         return ()
     text = (
-        f"No code of a standard terminology is known for {', '.join(names)}; DICOM answers name them in the private "
-        f"scheme {PRIVATE_SCHEME}. Codes are given in the recipe, under `segments`."
+        f"No code of a standard terminology is known for {', '.join(names)}; DICOM results name them in the private "
+        f"scheme {PRIVATE_SCHEME}. Codes can be set in the recipe, under `segments`."
     )
     return (ScanWarning("uncoded_segments", text),)
 

@@ -1,7 +1,7 @@
-"""The source images of a SEG as highdicom takes them, and the references to them in the finished object.
+"""Preparation of the source images of a SEG for highdicom, and correction of the references in the finished object.
 
-highdicom takes a series of single-frame images or one multi-frame object. A series of several multi-frame objects (such
-as a concatenation) is given to it as single-frame images with UIDs of their own, which are replaced afterwards.
+highdicom accepts a series of single-frame images or one multi-frame object. A series of several multi-frame objects
+(such as a concatenation) is passed as single-frame stand-ins with temporary UIDs, which are replaced afterwards.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class SourceImages:
 
     Attributes:
         images: Datasets for highdicom, one for each image of the series.
-        order: For each frame of the images the index of the slice that shows it; None for a frame that is no slice.
-        frames: For each stand-in's SOP Instance UID the slice it stands for; empty unless the series consists of
-            several multi-frame objects.
+        order: Index of the slice of each frame of the images; None for a frame that is not a slice.
+        frames: Slice of each stand-in, by the stand-in's SOP Instance UID; empty unless the series consists of several
+            multi-frame objects.
     """
 
     images: list[pydicom.Dataset]
@@ -37,7 +37,7 @@ class SourceImages:
 
     @classmethod
     def from_series(cls, series: DicomSeries) -> SourceImages:
-        """The sources of a series."""
+        """Prepare the source images of a series."""
         gap = series.volume.spacing[2]
         first = series.slices[0]
         if first.frame is None:
@@ -49,7 +49,7 @@ class SourceImages:
         order: list[int | None] = [None] * count
         for z, one in enumerate(series.slices):
             order[one.frame or 0] = z
-        # highdicom looks for these groups among those of all frames only; they were read from wherever they are.
+        # highdicom expects these groups in the shared functional groups; in the source they may be elsewhere.
         source.NumberOfFrames = count
         source.SharedFunctionalGroupsSequence = [_shared_groups(first, gap)]
         source.PerFrameFunctionalGroupsSequence = [_position(series.slices[z or 0].plane) for z in order]
@@ -62,7 +62,7 @@ class SourceImages:
         for z, one in enumerate(series.slices):
             image = _repeated(one.header, gap)
             plane = one.plane
-            image.SOPClassUID = CTImageStorage  # highdicom asks it only whether there can be several frames
+            image.SOPClassUID = CTImageStorage  # highdicom only checks whether the class is multi-frame
             image.SOPInstanceUID = derive_uid(series.uid, f"stand-in {z}")
             image.ImagePositionPatient = [format_number_as_ds(v) for v in plane.position]
             image.ImageOrientationPatient = [format_number_as_ds(v) for v in (*plane.along_row, *plane.along_column)]
@@ -73,7 +73,7 @@ class SourceImages:
         return cls(images, list(range(len(images))), frames)
 
     def restore_references(self, seg: pydicom.Dataset) -> None:
-        """Refer to the objects of the series, and to their frames, instead of to stand-ins for them."""
+        """Replace the references to stand-ins by references to the objects of the series and their frames."""
         if not self.frames:
             return
         for group in seg.PerFrameFunctionalGroupsSequence:
@@ -91,15 +91,16 @@ class SourceImages:
 
 
 def source_images(series: DicomSeries) -> list[pydicom.Dataset]:
-    """The objects of a series, each once, for an object that refers to them as its evidence."""
+    """Return the objects of a series, each once, as evidence of another object."""
     objects = {str(header.get("SOPInstanceUID")): header for header in series.instances}
     return [_repeated(header, series.volume.spacing[2]) for header in objects.values()]
 
 
 def slice_thickness(one: Slice, gap: float) -> str:
-    """The slice thickness in mm, a decimal string.
+    """Return the slice thickness in mm as a decimal string.
 
-    It is what the scanner measured, which is not the distance of slices; the distance where the scanner does not say.
+    It is the scanner's value, which may differ from the distance of the slices; the distance is used if the source has
+    no slice thickness.
     """
     return one.value("SliceThickness", "PixelMeasuresSequence", "SliceThickness") or format_number_as_ds(gap)
 
@@ -110,7 +111,7 @@ def _refer(item: pydicom.Dataset, one: Slice) -> None:
 
 
 def _shared_groups(first: Slice, gap: float) -> pydicom.Dataset:
-    """Pixel Measures and Plane Orientation of all frames (PS3.3 C.7.6.16.2.1, C.7.6.16.2.4)."""
+    """Return Pixel Measures and Plane Orientation of all frames (PS3.3 C.7.6.16.2.1, C.7.6.16.2.4)."""
     plane = first.plane
     shared, measures, orientation = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
     measures.SliceThickness = slice_thickness(first, gap)
@@ -121,7 +122,7 @@ def _shared_groups(first: Slice, gap: float) -> pydicom.Dataset:
 
 
 def _position(plane: Plane) -> pydicom.Dataset:
-    """Plane Position of a frame (PS3.3 C.7.6.16.2.3)."""
+    """Return Plane Position of a frame (PS3.3 C.7.6.16.2.3)."""
     own, position = pydicom.Dataset(), pydicom.Dataset()
     position.ImagePositionPatient = [format_number_as_ds(v) for v in plane.position]
     own.PlanePositionSequence = [position]
@@ -129,15 +130,15 @@ def _position(plane: Plane) -> pydicom.Dataset:
 
 
 def _repeated(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
-    """The part of an image that results repeat; attributes that may be empty are there, empty or not."""
+    """Return the attributes of an image that results copy; attributes that may be empty are always present."""
     source = pydicom.Dataset()
     for keyword in REQUIRED_UIDS:
         setattr(source, keyword, instance.get(keyword))
     for keyword in _GEOMETRY:
-        if keyword in instance:  # of a multi-frame object the functional groups have it
+        if keyword in instance:  # multi-frame objects have it in functional groups
             source.add(instance[keyword])
     for keyword in PATIENT_AND_STUDY:
-        # highdicom checks these and quotes what it does not like, in warnings: no patient's data may get there.
+        # Left empty, because highdicom quotes invalid values in warnings, which must not contain patient data.
         setattr(source, keyword, "")
     for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         if instance.get(keyword):

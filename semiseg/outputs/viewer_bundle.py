@@ -1,11 +1,11 @@
-"""A case to look at, in one zip: the scan, its mask, the report, and pictures for where no viewer runs.
+"""Viewer bundles (output format `case`): a zip with the scan, its mask, the report, and pictures of the slices.
 
     report.json      the report
     scan.nii.gz      the first channel, as it was read
-    mask.nii.gz      the answer `nifti`: a label map, or a volume for each region
-    axial-01.png     and so on: slices with outlines, of all three planes
+    mask.nii.gz      the result in the format `nifti`: a label map, or a volume for each region
+    axial-01.png     and so on: slices with outlines, of all three planes; shown if no viewer is available
 
-Members are stored as they are, so that a page can read them without a library.
+Members are stored uncompressed, so that a web page can read them without a library.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ REPORT, SCAN, MASK = "report.json", "scan.nii.gz", "mask.nii.gz"
 
 
 def write_viewer_bundle(path: Path, segmentation: Segmentation, report: Report, image: Volume) -> None:
-    """Write the zip.
+    """Write a viewer bundle.
 
     Args:
-        path: the file.
-        segmentation: on the grid of ``image``.
-        report: of it.
-        image: the first channel of the scan.
+        path: Path of the zip.
+        segmentation: Segmentation on the grid of ``image``.
+        report: Report of the segmentation.
+        image: First channel of the scan.
 
     Raises:
-        VolumeError: NIfTI cannot hold the scan.
+        VolumeError: NIfTI cannot represent the scan.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as name, atomic_file(path) as file:
         folder = Path(name)
@@ -53,10 +53,10 @@ def write_viewer_bundle(path: Path, segmentation: Segmentation, report: Report, 
 
 
 def read_report(path: Path) -> Report:
-    """The report of what :func:`write_viewer_bundle` wrote.
+    """Read the report of a viewer bundle.
 
     Raises:
-        VolumeError: the zip is not one of ours, or not whole.
+        VolumeError: The zip is not a viewer bundle, or is incomplete.
     """
     try:
         return Report.model_validate_json(_member(path, REPORT))
@@ -65,16 +65,16 @@ def read_report(path: Path) -> Report:
 
 
 def read_segmentation(path: Path, segments: tuple[Segment, ...], *, exclusive: bool, scratch: Path) -> Segmentation:
-    """The segmentation of what :func:`write_viewer_bundle` wrote, for other forms of the same answer.
+    """Read the segmentation of a viewer bundle, to write it in other output formats.
 
     Args:
-        path: the zip.
-        segments: those of the model that made it.
-        exclusive: whether they exclude each other.
-        scratch: an existing folder for the mask, which is deleted again.
+        path: Path of the zip.
+        segments: Segments of the model.
+        exclusive: True if the segments exclude each other.
+        scratch: Existing folder for a temporary copy of the mask.
 
     Raises:
-        VolumeError: the zip is not one of ours, or not whole.
+        VolumeError: The zip is not a viewer bundle, or is incomplete.
     """
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         mask = Path(name) / MASK
@@ -94,11 +94,11 @@ def _member(path: Path, name: str) -> bytes:
 
 
 def _stranger(path: Path, error: Exception) -> VolumeError:
-    return VolumeError(f"{path} is no case of this server ({error}).")
+    return VolumeError(f"{path} is not a viewer bundle of semiseg ({error}).")
 
 
 def _compact(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Whole numbers in 16 bits where they fit: half as many bytes for the page to fetch."""
+    """Convert integers to 16 bits if they fit, which halves the number of bytes that the page loads."""
     if array.dtype.kind in "iu" and array.dtype.itemsize > 2 and -(2**15) <= array.min() <= array.max() < 2**15:
         return array.astype(np.int16)
     return array

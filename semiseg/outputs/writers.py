@@ -1,4 +1,4 @@
-"""The forms of an answer, chosen by name or by a file's suffix, and written the same way by server and CLI."""
+"""Selection of the output format by name or suffix, and the writing of results, for server and command line."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _SEGMENTATION_TYPES: dict[OutputFormat, SegmentationType] = {
 
 
 def format_from_path(path: Path, asked: str | None = None) -> OutputFormat:
-    """The form that was asked for, or that a file's suffix says: ``.dcm`` is a SEG.
+    """Return the requested output format, or the one of the file's suffix; ``.dcm`` selects a SEG.
 
     Raises:
-        InputError: an unknown form, or a suffix that does not suit it.
+        InputError: The format is unknown, or does not match the suffix.
     """
     if asked is not None and asked not in OUTPUT_FORMATS:
         raise _unknown(asked)
@@ -44,21 +44,19 @@ def format_from_path(path: Path, asked: str | None = None) -> OutputFormat:
         if path.name.lower().endswith(form.suffixes) and asked in (None, output_format):
             return output_format
     if asked is not None:
-        raise InputError(
-            f"{path}: an answer of the form {asked} is named {' or '.join(FORMAT_TRAITS[asked].suffixes)}."
-        )
+        raise InputError(f"{path}: a file of the format {asked} is named {' or '.join(FORMAT_TRAITS[asked].suffixes)}.")
     raise InputError(
-        f"{path}: name the answer .nii.gz or .nii (NIfTI), .seg.nrrd (3D Slicer), .nrrd, .dcm (DICOM SEG), .zip "
+        f"{path}: name the result .nii.gz or .nii (NIfTI), .seg.nrrd (3D Slicer), .nrrd, .dcm (DICOM SEG), .zip "
         "(overlay) or .json."
     )
 
 
 def resolve_format(asked: str | None, series: DicomSeries | None, manifest: Manifest) -> OutputFormat:
-    """The form asked for, or the scan's own: DICOM SEG for a DICOM series, NIfTI for a NIfTI file.
+    """Return the requested output format, or the default: DICOM SEG for a DICOM series, NIfTI for a volume in one file.
 
     Raises:
-        InputError: an unknown form, one of DICOM's for a scan that is not DICOM, one that cannot
-            hold the model's segments, or one that needs highdicom where that is not installed.
+        InputError: The format is unknown, is a DICOM format although the scan is not DICOM, cannot represent the
+            model's segments, or needs highdicom, which is not installed.
     """
     if asked is None:
         asked = "nifti" if series is None else "seg"
@@ -67,7 +65,7 @@ def resolve_format(asked: str | None, series: DicomSeries | None, manifest: Mani
         raise _unknown(asked)
     if FORMAT_TRAITS[output_format].on_images and series is None:
         raise InputError(
-            f"A DICOM {output_format.upper()} refers to the images it was drawn on; ask for nifti, or send DICOM."
+            f"A DICOM {output_format.upper()} refers to the segmented images; use the format nifti, or send DICOM."
         )
     _need_highdicom(output_format)
     if manifest.activation == "sigmoid" and output_format == "nifti-labelmap":
@@ -78,16 +76,16 @@ def resolve_format(asked: str | None, series: DicomSeries | None, manifest: Mani
 
 
 def _need_highdicom(output_format: OutputFormat) -> None:
-    """Raise :class:`InputError` where the format needs highdicom and it is not installed (see pyproject.toml)."""
+    """Raise :class:`InputError` if the format needs highdicom and it is not installed (see pyproject.toml)."""
     if FORMAT_TRAITS[output_format].by_highdicom and find_spec("highdicom") is None:
         raise InputError(
             f"DICOM {output_format.upper()} objects are written by the package highdicom, which is not installed here: "
-            "`pip install --no-deps highdicom`, or ask for nifti or rtstruct."
+            "`pip install --no-deps highdicom`, or use the format nifti or rtstruct."
         )
 
 
 def _unknown(asked: str) -> InputError:
-    return InputError(f"The answer can be {', '.join(OUTPUT_FORMATS)}; {asked[:40]!r} is none of these.")
+    return InputError(f"The output format can be {', '.join(OUTPUT_FORMATS)}; {asked[:40]!r} is none of these.")
 
 
 def write_result(
@@ -103,23 +101,23 @@ def write_result(
     """Write ``segmentation`` to ``path``.
 
     Args:
-        path: where; for NIfTI the suffix decides about compression.
-        output_format: the form.
-        segmentation: what to write.
-        report: what JSON says, and who made the DICOM objects.
-        series: the scan's DICOM series, which those refer to.
-        source: the file the scan came from. Where that is a NIfTI file, the answer repeats how it says its place in
-            space, and a fourth axis of length one, so that shape and affine are the source's exactly.
-        image: the scan, which a case shows.
+        path: Path of the file; for NIfTI the suffix selects compression.
+        output_format: Output format.
+        segmentation: Segmentation to write.
+        report: JSON report; it also identifies the model for DICOM objects.
+        series: DICOM series of the scan, which DICOM objects refer to.
+        source: File of the scan. If it is a NIfTI file, a NIfTI result repeats its qform and sform, and a fourth axis
+            of length one, so that shape and affine are exactly the source's.
+        image: Volume of the scan, which a viewer bundle contains.
 
     Raises:
-        InputError: one of DICOM's forms without a series, or whatever the writers refuse.
+        InputError: A DICOM format was requested without a series, or a writer refuses the segmentation.
     """
     if output_format == "json":
         replace_file(path, report.model_dump_json(indent=2).encode())
     elif output_format == "case":
         if image is None:
-            raise InputError("A case shows the scan; it needs its volume.")
+            raise InputError("A viewer bundle contains the scan, so its volume is needed.")
         write_viewer_bundle(path, segmentation, report, image)
     elif output_format == "seg-nrrd":
         write_seg_nrrd(path, segmentation)
@@ -127,7 +125,7 @@ def write_result(
         write_nrrd(path, segmentation)
     elif FORMAT_TRAITS[output_format].on_images:
         if series is None:
-            raise InputError(f"A DICOM {output_format.upper()} needs the DICOM series it was drawn on.")
+            raise InputError(f"A DICOM {output_format.upper()} needs the DICOM series that was segmented.")
         _write_dicom(path, output_format, segmentation, series, report)
     else:
         like = source if source is not None and source.is_file() and is_nifti(source) else None
@@ -166,12 +164,12 @@ def _write_dicom(
 
 
 def algorithm_from_identity(model: ModelIdentity) -> Algorithm:
-    """Who made an object, in DICOM's words."""
+    """Convert the identity of a model into the algorithm identification of DICOM objects."""
     return Algorithm(name=model.name, version=model.version, model_sha256=model.sha256 or "not exported")
 
 
 def _has_fourth_axis(path: Path) -> bool:
-    """Whether a NIfTI file declares its one volume as the first of a series of one: shape (X, Y, Z, 1)."""
+    """Return True if a NIfTI file has a fourth axis: shape (X, Y, Z, 1)."""
     with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
         start = file.read(nib.Nifti2Header.sizeof_hdr)
     header_class = nib.Nifti2Header if start[4:8] == b"n+2\0" else nib.Nifti1Header

@@ -1,8 +1,8 @@
-"""Procedural abdomens: scans nobody has to ask a patient for, hard enough to learn from.
+"""Procedural abdomen phantoms: synthetic scans for tests and demonstrations without patient data.
 
-Not a model of any patient, but with the difficulties of real scans: organs that differ from person to person in place,
-size and shape; grey values that overlap between organs and with what nobody labelled (bowel, stomach, vessels, spine);
-noise, a bias field, partial volume and thick slices.
+They have the difficulties of real scans: organs that vary between persons in position, size and shape; grey values that
+overlap between organs and with unlabelled tissue (bowel, stomach, vessels, spine); noise, a bias field, partial volume
+and thick slices.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ SEGMENTS = (
         type=ConceptCode(value="64033007", scheme="SCT", meaning="Kidney"),
     ),
 )
-"""What a phantom's labels mean."""
+"""Segments of a phantom."""
 
-# Mean grey value of each tissue and how much it varies from person to person (standard deviation).
+# Mean grey value of each tissue, and its standard deviation between persons.
 _GREY: dict[Modality, dict[str, tuple[float, float]]] = {
     "MR": {
         "air": (12, 3), "fat": (640, 40), "muscle": (230, 20), "gut": (380, 90), "stomach": (370, 50),
@@ -67,11 +67,11 @@ _GREY: dict[Modality, dict[str, tuple[float, float]]] = {
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """A made-up scan and its perfect labels, on one grid.
+    """A synthetic scan and its exact labels, on one grid.
 
     Attributes:
-        image: int16 (X, Y, Z) in RAS+; arbitrary units (MR) or HU (CT).
-        labels: the label map of :data:`SEGMENTS`.
+        image: Image, int16 (X, Y, Z) in RAS+; arbitrary units (MR) or HU (CT).
+        labels: Label map of :data:`SEGMENTS`.
     """
 
     image: Volume
@@ -85,12 +85,12 @@ def make_phantom(
     *,
     modality: Modality = "MR",
 ) -> Phantom:
-    """Make one abdomen; the same arguments give the same voxels.
+    """Create one abdomen; the same arguments give the same voxels.
 
     Args:
-        seed: which person.
-        shape: voxels along X, Y, Z; the abdomen fills them whatever their size.
-        spacing: mm.
+        seed: Seed that determines the person.
+        shape: Number of voxels along X, Y, Z; the abdomen fills the volume at any size.
+        spacing: Voxel spacing in mm.
         modality: "MR" (arbitrary units, bias field, Rician noise) or "CT" (HU, Gaussian noise).
     """
     rng = np.random.default_rng([seed, 0x5E15E6])
@@ -106,10 +106,10 @@ def make_phantom(
 
 
 class _Space:
-    """Twice as fine a grid as the scan's, in person-shaped coordinates.
+    """A grid twice as fine as the scan's, with randomly deformed coordinates.
 
-    ``x, y, z`` run from -1 to 1 along right, anterior and superior, bent by a smooth random deformation: a shape drawn
-    in them is a different shape in each person.
+    ``x, y, z`` run from -1 to 1 along right, anterior and superior, with a smooth random deformation, so that the same
+    shape in these coordinates differs between persons.
     """
 
     def __init__(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
@@ -129,7 +129,7 @@ class _Space:
         return np.asarray(wave * waves[0] * waves[1] * waves[2], dtype=np.float32)
 
     def ellipsoid(self, centre: Triple, radii: Triple, turn: float = 0.0) -> Array:
-        """Positive inside, 0 on the surface; ``turn`` rotates about the body's long axis, in radians."""
+        """Return a function that is positive inside and 0 on the surface; ``turn`` is a rotation about z in radians."""
         c, s = float(np.cos(turn)), float(np.sin(turn))
         dx, dy = self.x - np.float32(centre[0]), self.y - np.float32(centre[1])
         out = np.square(dx * np.float32(c / radii[0]) + dy * np.float32(s / radii[0]))
@@ -138,23 +138,23 @@ class _Space:
         return np.asarray(np.subtract(np.float32(1), out, out=out), dtype=np.float32)
 
     def tube(self, path: Path, radius: float) -> Array:
-        """Positive inside a tube along z whose centre at each height is ``path(z)``."""
+        """Return a function that is positive inside a tube along z whose centre at each height is ``path(z)``."""
         cx, cy = path(self.z)
         return np.asarray(1 - ((self.x - cx) ** 2 + (self.y - cy) ** 2) / radius**2, dtype=np.float32)
 
     def voxel_means(self, fine: Array) -> Array:
-        """Average the fine grid into the scan's voxels: partial volume."""
+        """Average the fine grid over the scan's voxels, which creates partial volume."""
         x, y, z = self.shape
         return np.asarray(fine.reshape(x, 2, y, 2, z, 2).mean(axis=(1, 3, 5)), dtype=np.float32)
 
     def voxel_labels(self, fine: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The label that fills most of each voxel."""
+        """Return the label with the largest share of each voxel."""
         shares = np.stack([self.voxel_means((fine == label).astype(np.float32)) for label in range(len(SEGMENTS) + 1)])
         return np.asarray(shares.argmax(axis=0), dtype=np.uint8)
 
 
 def _paint(rng: np.random.Generator, space: _Space, modality: Modality) -> tuple[Array, NDArray[np.uint8]]:
-    """Grey values and labels on the fine grid, tissue over tissue."""
+    """Return grey values and labels on the fine grid; later tissues are painted over earlier ones."""
     tone = {tissue: rng.normal(mean, spread) for tissue, (mean, spread) in _GREY[modality].items()}
     grey = np.full(space.x.shape, tone["air"], dtype=np.float32)
     labels = np.zeros(grey.shape, dtype=np.uint8)
@@ -162,7 +162,7 @@ def _paint(rng: np.random.Generator, space: _Space, modality: Modality) -> tuple
     def fill(inside: Array, tissue: str, *, shift: float = 0.0) -> None:
         where = inside > 0
         grey[where] = tone[tissue] + shift
-        # What is painted over an organ is not the organ; vessels inside the liver are part of it.
+        # Tissue that is painted over an organ is not part of it; vessels inside the liver are, and are added later.
         labels[where] = next((s.label for s in SEGMENTS if s.name == tissue), 0)
 
     width, depth = rng.uniform(0.84, 0.94), rng.uniform(0.66, 0.8)
@@ -174,7 +174,7 @@ def _paint(rng: np.random.Generator, space: _Space, modality: Modality) -> tuple
     _spine(rng, space, fill)
     _gut(rng, space, fill, modality)
     wall = space.ellipsoid((0, 0, 0), (width - rim - 0.03, depth - rim - 0.03, 9.0))
-    _organs(rng, space, lambda inside, tissue: fill(np.minimum(inside, wall), tissue))  # nothing grows into the wall
+    _organs(rng, space, lambda inside, tissue: fill(np.minimum(inside, wall), tissue))  # organs end at the wall
     _vessels(rng, space, fill)
     hepatic = _hepatic_vessels(rng, space) & (labels == 1)
     grey[hepatic] = 0.5 * (tone["vessel"] + tone["liver"])
@@ -196,7 +196,7 @@ def _sized(rng: np.random.Generator, radii: Triple) -> Triple:
 
 
 def _organs(rng: np.random.Generator, space: _Space, fill: Fill) -> None:
-    # Liver: a right lobe, a left lobe across the midline, and the hollow where gallbladder and gut press in.
+    # Liver: a right lobe, a left lobe across the midline, and an indentation by gallbladder and gut.
     x, y, z = _around(rng, (0.36, 0.06, 0.22), 0.035)
     right = space.ellipsoid((x, y, z), _sized(rng, (0.36, 0.46, 0.52)), rng.normal(0, 0.12))
     left = space.ellipsoid(_around(rng, (x - 0.36, y + 0.2, z + 0.16), 0.03), _sized(rng, (0.36, 0.24, 0.26)))
@@ -260,7 +260,7 @@ def _gut(rng: np.random.Generator, space: _Space, fill: Fill, modality: Modality
 
 
 def _scanned(rng: np.random.Generator, image: Array, modality: Modality) -> Array:
-    """What the scanner adds: blur, an uneven coil or a cupped beam, noise."""
+    """Add the effects of a scanner: blur, bias field (MR) or cupping (CT), and noise."""
     image = ndimage.gaussian_filter(image, 0.45)
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, n, dtype=np.float32) for n in image.shape], indexing="ij", sparse=True)
     if modality == "CT":

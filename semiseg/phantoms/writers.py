@@ -1,4 +1,4 @@
-"""Phantoms as files: a dataset folder to train on, a DICOM series to send to a server."""
+"""Writers of phantoms: a dataset folder for training, or a DICOM series."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def write_dataset(
     shape: tuple[int, int, int] = (64, 64, 40),
     spacing: tuple[float, float, float] = (1.5, 1.5, 2.5),
 ) -> list[str]:
-    """Write a dataset folder in the form of the Medical Segmentation Decathlon, with a split beside it.
+    """Write a dataset folder in the format of the Medical Segmentation Decathlon, with a split.
 
-    ``dataset.json``, ``imagesTr/`` and ``labelsTr/`` hold every case (the labels of unlabelled ones are there so that
-    results can be judged), ``split.json`` says which cases are for testing, labelled and unlabelled.
+    ``dataset.json``, ``imagesTr/`` and ``labelsTr/`` contain every case, including the labels of unlabelled ones, so
+    that results can be evaluated. ``split.json`` lists the test, labelled and unlabelled cases.
 
     Args:
-        folder: made if it is not there.
-        cases: how many phantoms in all.
-        labelled: how many of the training cases count as labelled.
-        test: how many cases are kept for testing.
-        development: how many further cases are kept for choosing settings.
-        seed: of the first phantom; the others follow.
-        shape: voxels along X, Y, Z.
-        spacing: mm.
+        folder: Folder of the dataset; it is created if it does not exist.
+        cases: Total number of phantoms.
+        labelled: Number of training cases that are labelled.
+        test: Number of test cases.
+        development: Number of further cases for the choice of settings.
+        seed: Seed of the first phantom, from which the seeds of the others follow.
+        shape: Number of voxels along X, Y, Z.
+        spacing: Voxel spacing in mm.
 
     Returns:
-        The case ids.
+        Ids of the cases.
     """
     train = cases - test - development
     if not 0 < labelled <= train:
@@ -62,7 +62,7 @@ def write_dataset(
         write_nifti(folder / "imagesTr" / f"{case}.nii.gz", phantom.image.array, phantom.image.affine)
         write_segmentation(folder / "labelsTr" / f"{case}.nii.gz", phantom.labels)
     _write_json(folder / "dataset.json", _description(ids))
-    # Every case is as random as every other: the first ones may as well be the test cases.
+    # All cases are independent random draws, so the first ones can be the test cases.
     held_out, rest = ids[:test], ids[test:]
     learning = sorted(rest[development:])
     split = {
@@ -87,28 +87,28 @@ def write_dicom_series(
     seed: int = 0,
     modality: Modality = "MR",
 ) -> list[Path]:
-    """Write a volume as a series of single-frame MR or CT images (PS3.3 A.4, A.3), oblique ones too.
+    """Write a volume as a series of single-frame MR or CT images (PS3.3 A.4, A.3); it may be oblique.
 
-    The file names say nothing about the slices' order. The same arguments give the same UIDs.
+    The order of the file names differs from the order of the slices. The same arguments give the same UIDs.
 
     Args:
-        folder: made if it is not there.
-        volume: integers that fit 16 bits; the affine may be rotated, not sheared.
+        folder: Folder of the files; it is created if it does not exist.
+        volume: Volume of integers that fit into 16 bits; the affine may be rotated, but not sheared.
         patient_id: Patient ID; the patient's name is Phantom^<patient_id>.
         description: Series Description.
-        seed: of the file names' order and, with the id and description, of the UIDs.
-        modality: "MR" or "CT".
+        seed: Seed of the order of the file names and, with the id and description, of the UIDs.
+        modality: Modality, "MR" or "CT".
 
     Returns:
-        The files, first slice of the array first.
+        Paths of the files, in the order of the array's slices.
 
     Raises:
-        VolumeError: values or a geometry that these images cannot hold.
+        VolumeError: The images cannot represent the values or the geometry of the volume.
     """
     offset = 1024 if modality == "CT" else 0
     low, high = int(volume.array.min()) + offset, int(volume.array.max()) + offset
     if volume.array.dtype.kind not in "iu" or low < -(2**15) or high >= 2**15:
-        raise VolumeError(f"DICOM images hold 16-bit integers; this volume is {volume.array.dtype}, {low} to {high}.")
+        raise VolumeError(f"DICOM images need 16-bit integers; this volume is {volume.array.dtype}, {low} to {high}.")
     lps = lps_to_ras(volume.affine)
     lengths = np.linalg.norm(lps[:3, :3], axis=0)
     directions = lps[:3, :3] / lengths
@@ -129,7 +129,7 @@ def write_dicom_series(
 
 
 def _image(volume: Volume, lps: Any, z: int, modality: Modality, identity: str) -> pydicom.Dataset:
-    """One slice's attributes: those of the IOD that must be there, and the true geometry."""
+    """Return one slice with the required attributes of the IOD and the geometry of the volume."""
     image = pydicom.Dataset()
     image.SOPClassUID = CTImageStorage if modality == "CT" else MRImageStorage
     image.SOPInstanceUID = _uid(identity, f"instance {z}")

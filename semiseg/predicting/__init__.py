@@ -1,1 +1,1 @@
-"""From files to files: one scan, or the scans of a whole archive, here or on a cluster."""
+"""Prediction from files to files: one scan or a list of scans, on this machine or on a cluster."""

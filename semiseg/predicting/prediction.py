@@ -1,4 +1,4 @@
-"""The result of a prediction: the segmentation of one scan, and everything that is needed to write it down."""
+"""The result of a prediction: the segmentation of one scan, and the data that is needed to write it to files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semiseg.deprecation import renamed_arguments
 from semiseg.errors import InputError
 from semiseg.inference.sliding_window import Timing
 from semiseg.outputs.formats import FORMAT_TRAITS, OutputFormat
@@ -37,7 +38,7 @@ class Prediction:
 
     @property
     def array(self) -> NDArray[Any]:
-        """The voxels: a label map, uint8 (X, Y, Z), or for overlapping regions one mask each, bool (K, X, Y, Z)."""
+        """The voxels: a label map, uint8 (X, Y, Z), or masks of overlapping regions, bool (K, X, Y, Z)."""
         return self.segmentation.array
 
     @property
@@ -52,7 +53,7 @@ class Prediction:
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences about the scan and the mask: corrections of the input, and differences from the training scans."""
+        """Warnings about the scan and the mask: corrections of the input, and differences from the training scans."""
         return [remark.text for remark in self.report.remarks]
 
     def mask(self, segment: str) -> NDArray[np.bool_]:
@@ -76,30 +77,31 @@ class Prediction:
             path: Path of the file; its folder exists. The suffix selects NIfTI (``.nii.gz``, ``.nii``), a
                 segmentation of 3D Slicer (``.seg.nrrd``), NRRD (``.nrrd``), DICOM SEG (``.dcm``), overlay (``.zip``)
                 or the JSON report (``.json``).
-            format: Name of the output format, where the suffix alone does not say it: one of
+            format: Name of the output format, if the suffix alone does not determine it: one of
                 :data:`semiseg.outputs.formats.OUTPUT_FORMATS`, such as ``rtstruct`` or ``sr``.
 
         Returns:
             The path of the file.
 
         Raises:
-            InputError: The format is unknown, does not suit the suffix, needs a DICOM series that the scan is not, or
-                needs probabilities that the prediction was made without.
+            InputError: The format is unknown, does not match the suffix, needs a scan that is a DICOM series, or needs
+                probabilities that the prediction does not have.
         """
         path = Path(path)
         output_format = format_from_path(path, format)
         if FORMAT_TRAITS[output_format].probabilities and self.segmentation.probabilities is None:
-            raise InputError(f"The format {output_format} holds probabilities; call predict with probabilities=True.")
+            raise InputError(f"The format {output_format} needs probabilities; call predict with probabilities=True.")
         if not path.parent.is_dir():
             raise InputError(f"There is no folder {path.parent} to write {path.name} into.")
         self.write(path, output_format)
         return path
 
+    @renamed_arguments(kind="output_format")
     def write(self, path: Path, output_format: OutputFormat) -> None:
-        """Write one output format, whatever the name of the file.
+        """Write the prediction in one output format, regardless of the file name.
 
         Raises:
-            InputError: see :func:`semiseg.outputs.writers.write_result`.
+            InputError: See :func:`semiseg.outputs.writers.write_result`.
         """
         clock = time.perf_counter()
         scan = self.scan

@@ -1,4 +1,4 @@
-"""One way from a scan to its prediction, for the command line, the server, its jobs, Ray workers and Python."""
+"""The predictor, which the command line, the server, its jobs, Ray workers and Python use to segment scans."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from semiseg.bundle.bundle import open_bundle
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Precision, parse_precision
+from semiseg.deprecation import RenamedMember, renamed_arguments
 from semiseg.inference.engine_selection import EngineSelection, choose_engine
 from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
 from semiseg.inference.sliding_window import Progress, Timing
@@ -23,7 +24,7 @@ from semiseg.volumes.scan import Scan, open_scan
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A model that is ready for scans.
+    """A model that is ready to segment scans.
 
     Attributes:
         segmenter: The sliding window over the model's network.
@@ -33,11 +34,13 @@ class Predictor:
     segmenter: Segmenter
     identity: ModelIdentity
 
+    of_choice = RenamedMember("from_selection")
+
     @classmethod
     def from_selection(
         cls, manifest: Manifest, choice: EngineSelection, settings: SlidingWindowOptions | None = None
     ) -> Predictor:
-        """The predictor of a bundle's manifest on the engine that was chosen for it.
+        """Create the predictor of a manifest and a selected engine.
 
         Raises:
             InputError: The model does not allow the window or overlap of ``settings``.
@@ -57,10 +60,10 @@ class Predictor:
         threads: int | None = None,
         precision: Precision | None = None,
     ) -> Predictor:
-        """Open and verify a bundle, choose the engine for it, and run a first window; see :func:`load_model`.
+        """Open and verify a bundle, select the engine for it, and run a first window; see :func:`load_model`.
 
         Raises:
-            BundleError, InputError, EngineError: see :func:`load_model`.
+            BundleError, InputError, EngineError: See :func:`load_model`.
         """
         opened = open_bundle(bundle)
         choice = choose_engine(opened, threads=threads, precision=precision)
@@ -75,7 +78,7 @@ class Predictor:
 
     @property
     def segments(self) -> list[str]:
-        """Names of the segments that the model outlines."""
+        """Names of the segments that the model finds."""
         return [segment.name for segment in self.manifest.segments]
 
     @property
@@ -99,19 +102,19 @@ class Predictor:
             scan: Path of a NIfTI file or another volume, or of a folder or zip of a DICOM study; a list of DICOM
                 files; a mapping from channel names to these for a model with several channels; or a scan that
                 :meth:`open` returned.
-            series: Series Instance UID of the DICOM series to segment, where the study holds several that suit;
+            series: Series Instance UID of the DICOM series to segment, if the study contains several suitable ones;
                 ``NAME=UID,NAME=UID`` for several channels.
-            strict: Refuse a DICOM series whose slices would have to be corrected, files that would be left out, and a
-                volume whose header contradicts itself or does not tell left from right.
-            aligned: Treat the channels as registered, although their files do not say so.
-            probabilities: Keep the network's probabilities, which the format ``seg-fractional`` writes.
+            strict: If True, refuse a DICOM series whose slices would have to be corrected, files that would be skipped,
+                and a volume whose header contradicts itself or does not distinguish left from right.
+            aligned: If True, treat the channels as registered, although their files do not say so.
+            probabilities: If True, keep the network's probabilities, which the format ``seg-fractional`` needs.
             progress: Called with (windows done, windows in total) after each batch of windows.
 
         Returns:
             The prediction, on the grid of the scan (of its first channel).
 
         Raises:
-            VolumeError: The scan cannot be read or does not suit the model.
+            VolumeError: The scan cannot be read or is not suitable for the model.
             EngineError: The network failed, or there is not enough memory.
         """
         timing = Timing()
@@ -119,6 +122,7 @@ class Predictor:
             scan = self.open(scan, ReadOptions(series, strict=strict, aligned=aligned), timing=timing)
         return self.predict_scan(scan, probabilities=probabilities, progress=progress, timing=timing)
 
+    @renamed_arguments(wishes="options")
     def predict_files(
         self,
         files: Paths | Mapping[str, Paths],
@@ -129,7 +133,7 @@ class Predictor:
         """Segment one scan for one output format, which is checked against the scan before the network runs.
 
         Raises:
-            InputError: The scan cannot be read, or does not suit the model or the format.
+            InputError: The scan cannot be read, or is not suitable for the model or the format.
             SemisegError: The network failed.
         """
         timing = Timing()
@@ -139,6 +143,7 @@ class Predictor:
             scan, probabilities=FORMAT_TRAITS[output_format].probabilities, progress=progress, timing=timing
         )
 
+    @renamed_arguments(wishes="options")
     def open(
         self,
         files: Paths | Mapping[str, Paths],
@@ -147,16 +152,16 @@ class Predictor:
         scratch: Path | None = None,
         timing: Timing | None = None,
     ) -> Scan:
-        """Read a scan as this model wants it.
+        """Read a scan with the channels of this model.
 
         Args:
             files: Path of the scan, several files, or those of each channel.
-            options: Which series is meant, and what to refuse or to trust.
+            options: Selection of the series, and strictness.
             scratch: Folder for unpacking zips; the system's temporary folder by default.
-            timing: Receives the seconds of the stage ``reading``.
+            timing: Object that receives the seconds of the stage ``reading``.
 
         Raises:
-            VolumeError: see :func:`semiseg.volumes.scan.open_scan`.
+            VolumeError: See :func:`semiseg.volumes.scan.open_scan`.
         """
         clock = time.perf_counter()
         scan = open_scan(files, self.manifest.rules, options, scratch=scratch)
@@ -177,13 +182,13 @@ class Predictor:
 
         Args:
             scan: The scan.
-            probabilities: Keep the network's probabilities.
+            probabilities: If True, keep the network's probabilities.
             progress: Called with (windows done, windows in total) after each batch of windows.
-            cancelled: Called between windows; the work ends when it returns True.
-            timing: Seconds of each stage, continued.
+            cancelled: Called between batches of windows; the segmentation stops if it returns True.
+            timing: Object that the seconds of each stage are added to.
 
         Raises:
-            InputError, VolumeError, EngineError, Cancelled: see :meth:`Segmenter.segment`.
+            InputError, VolumeError, EngineError, Cancelled: See :meth:`Segmenter.segment`.
         """
         timing = timing if timing is not None else Timing()
         segmentation, remarks = self.segmenter.segment_with_warnings(
@@ -208,20 +213,20 @@ def load_model(
 
     Args:
         path: Folder of the bundle.
-        threads: CPU threads of the network; all by default.
-        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; by default the fastest that the export proved and this
-            machine runs.
+        threads: Number of CPU threads of the network; all by default.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; by default the fastest that the export verified and this
+            machine supports.
         window: Size of the sliding window in voxels (x, y, z); the model's own by default.
         overlap: Share of a window that the next one covers; the model's own by default.
-        batch: Windows per call of the network.
+        batch: Number of windows per call of the network.
 
     Returns:
-        The model, ready for scans.
+        The model, ready to segment scans.
 
     Raises:
-        BundleError: The folder holds no bundle, or an incomplete or altered one.
+        BundleError: The folder is not a bundle, or the bundle is incomplete or altered.
         InputError: The model does not allow one of the options.
-        EngineError: No inference engine here can run the network.
+        EngineError: No inference engine on this machine can run the network.
     """
     settings = SlidingWindowOptions(window, overlap, batch)
     return Predictor.load(path, settings, threads=threads, precision=parse_precision(precision))

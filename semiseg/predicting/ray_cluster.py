@@ -1,6 +1,6 @@
-"""Many scans at a time on a Ray cluster: a model on each worker, and a worker that dies is made anew.
+"""Segmentation of many scans at a time on a Ray cluster, with one model per worker; workers that die are restarted.
 
-Every node has the same semiseg installed and sees the scans, the bundle and the output folder under the same paths.
+Every node needs the same semiseg, and the scans, the bundle and the output folder under the same paths.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from semiseg.errors import InputError
 from semiseg.predicting.predictor import Predictor
 from semiseg.predicting.scan_list import ScanItem, segment_item
 
-RETRIES = 3  # of a scan whose worker died; it may be what kills it
+RETRIES = 3  # retries of a scan whose worker died; limited, because the scan itself may be the reason
 
 
 def segment_on_cluster(
@@ -24,20 +24,20 @@ def segment_on_cluster(
     workers: int | None,
     threads: int,
 ) -> Iterator[dict[str, Any]]:
-    """The outcome of each scan, in the order in which they end.
+    """Segment scans on a Ray cluster and yield the outcome of each, in the order in which they end.
 
     Args:
-        open_model: opens the model; called once on each worker.
-        items: the scans.
-        address: of a cluster that runs (``auto`` finds the one of this machine); None makes one of this machine's
-            processors, for as long as it is needed.
-        workers: how many scans at a time; as many as the cluster has processors for by default.
-        threads: processors that each worker takes.
+        open_model: Function that opens the model; called once on each worker.
+        items: Scans to segment.
+        address: Address of a running cluster (``auto`` finds the one of this machine); with None a temporary cluster of
+            this machine's processors is started.
+        workers: Number of scans at a time; by default as many as the cluster has processors for.
+        threads: Number of processors per worker.
 
     Raises:
-        InputError: Ray is not installed, there is no such cluster, or it has not a single place.
+        InputError: Ray is not installed, there is no such cluster, or it has too few processors for a worker.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to Ray's makers
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no telemetry
     try:
         import ray
     except ImportError:
@@ -49,7 +49,7 @@ def segment_on_cluster(
     try:
         places = int(ray.cluster_resources().get("CPU", 0)) // threads
         if places < 1:
-            raise InputError(f"The cluster has no worker with {threads} processors; ask for fewer --threads.")
+            raise InputError(f"The cluster has no worker with {threads} processors; use fewer --threads.")
         worker = ray.remote(num_cpus=threads, max_restarts=-1, max_task_retries=RETRIES)(_Worker)
         crew = [worker.remote(open_model) for _ in range(min(workers or places, len(items)))]
         waiting = list(reversed(items))
@@ -61,7 +61,7 @@ def segment_on_cluster(
             try:
                 yield ray.get(ended)
             except ray.exceptions.RayError as error:
-                told = f"Its worker died {RETRIES + 1} times on it ({type(error).__name__})."
+                told = f"The worker died {RETRIES + 1} times during this scan ({type(error).__name__})."
                 yield {"scan": str(item.scan), "out": item.out.name, "state": "failed", "error": told}
             if waiting:
                 following = waiting.pop()
@@ -72,7 +72,7 @@ def segment_on_cluster(
 
 
 class _Worker:
-    """Has the model open."""
+    """Ray actor that keeps the model open."""
 
     def __init__(self, open_model: Callable[[], Predictor]) -> None:
         self._model = open_model()

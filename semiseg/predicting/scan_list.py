@@ -1,7 +1,7 @@
-"""The scans of a whole archive, one after the other or many at a time; what was done once is not done again.
+"""Segmentation of a list of scans, one after the other or in parallel; scans that are already done are skipped.
 
-OUT/results.jsonl     a line for each scan that ended: the one record of what is done
-OUT/00001-NAME.SUFFIX the answer to the first scan of the list, and so on
+OUT/results.jsonl     one line per finished scan: the only record of what is done
+OUT/00001-NAME.SUFFIX the result of the first scan of the list, and so on
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class ScanItem:
     """A scan of the list.
 
     Attributes:
-        scan: where it is.
-        out: where its answer goes.
-        output_format: the form of the answer.
+        scan: Path of the scan.
+        out: Path of the result.
+        output_format: Output format of the result.
     """
 
     scan: Path
@@ -37,10 +37,10 @@ class ScanItem:
 
 
 def read_scan_list(file: Path, out: Path, output_format: OutputFormat) -> list[ScanItem]:
-    """The scans that a file names, a path on each line; from the file's own folder where they are relative.
+    """Read a list of scans with one path per line; relative paths start at the folder of the list.
 
     Raises:
-        InputError: it cannot be read, names nothing, or names a scan twice.
+        InputError: The list cannot be read, is empty, or names a scan twice.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -60,7 +60,7 @@ def read_scan_list(file: Path, out: Path, output_format: OutputFormat) -> list[S
 
 
 def segment_item(model: Predictor, item: ScanItem) -> dict[str, Any]:
-    """Segment a scan; what became of it, as a line of the results. A scan that cannot be segmented stops nobody."""
+    """Segment a scan and return the outcome as an entry of the results; a failure is an outcome, not an exception."""
     told: dict[str, Any] = {"scan": str(item.scan), "out": item.out.name, "model": model.identity.model_dump()}
     since = time.perf_counter()
     try:
@@ -77,13 +77,13 @@ def segment_item(model: Predictor, item: ScanItem) -> dict[str, Any]:
 
 
 class ResultLog:
-    """The record of a folder; only for one process at a time."""
+    """The record of a folder's outcomes; only one process at a time may use it."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what is there.
+        """Read the existing record, if there is one.
 
         Raises:
-            InputError: it cannot be written, or a line of it is none of ours.
+            InputError: The folder cannot be written, or a line of the file is not a result of semiseg.
         """
         self._file = folder / RESULTS_FILE
         self._last: dict[str, dict[str, Any]] = {}
@@ -93,7 +93,7 @@ class ResultLog:
         except OSError as error:
             raise InputError(f"The folder {folder} cannot be used ({error.strerror}).") from None
         whole, _, broken = text.rpartition("\n")
-        if broken:  # what a process that was killed had begun to write
+        if broken:  # an incomplete line of a process that was killed
             with self._file.open("r+b") as stream:
                 stream.truncate(len(f"{whole}\n".encode()) if whole else 0)
         for number, line in enumerate(whole.splitlines(), start=1):
@@ -101,10 +101,10 @@ class ResultLog:
                 one = json.loads(line)
                 self._last[one["scan"]] = one
             except (ValueError, KeyError, TypeError):
-                raise InputError(f"{self._file}, line {number}: no result of semiseg.") from None
+                raise InputError(f"{self._file}, line {number}: this is not a result of semiseg.") from None
 
     def add(self, outcome: dict[str, Any]) -> None:
-        """Write down what became of a scan; on the disk when this returns."""
+        """Append the outcome of a scan and sync it to the disk."""
         with self._file.open("a", encoding="utf-8", newline="\n") as stream:
             stream.write(json.dumps(outcome) + "\n")
             stream.flush()
@@ -112,7 +112,7 @@ class ResultLog:
         self._last[outcome["scan"]] = outcome
 
     def pending(self, items: Iterable[ScanItem], sha256: str | None) -> list[ScanItem]:
-        """Those that this model has not segmented in this form, or whose answer is gone."""
+        """Return the scans that this model has not segmented in this format, or whose result file is missing."""
         return [item for item in items if not self._is_done(item, sha256)]
 
     def _is_done(self, item: ScanItem, sha256: str | None) -> bool:
@@ -122,7 +122,7 @@ class ResultLog:
 
 
 def segment_sequentially(model: Predictor, items: Sequence[ScanItem]) -> Iterator[dict[str, Any]]:
-    """The outcome of each scan, in order."""
+    """Segment scans one after the other and yield the outcome of each."""
     for item in items:
         yield segment_item(model, item)
 
@@ -134,17 +134,17 @@ def process_pending(
     segment: Callable[[Sequence[ScanItem]], Iterable[dict[str, Any]]],
     on_outcome: Callable[[int, int, dict[str, Any]], None],
 ) -> tuple[int, int]:
-    """Segment what is not done yet, and write down each outcome as it comes.
+    """Segment the scans that are not done yet, and record each outcome.
 
     Args:
-        items: the list.
-        results: the record.
-        sha256: of the model's graph.
-        segment: segments some scans, in whatever order.
-        on_outcome: called with (ended, in all, outcome) after each.
+        items: All scans of the list.
+        results: Record of the outcomes.
+        sha256: SHA-256 of the model's graph.
+        segment: Function that segments scans and yields their outcomes in any order.
+        on_outcome: Called with (ended, total, outcome) after each scan.
 
     Returns:
-        How many are done in all, and how many failed now.
+        Number of scans done in total, and number of scans that failed in this call.
     """
     left = results.pending(items, sha256)
     ended, failed = len(items) - len(left), 0

@@ -1,1 +1,1 @@
-"""What differs between operating systems, one module for each facility; no other module asks which system this is."""
+"""Facilities that differ between operating systems, one per module; no other module checks the operating system."""

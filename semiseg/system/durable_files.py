@@ -1,10 +1,10 @@
-"""Files and folders that appear under their name complete or not at all, and that last through a power cut.
+"""Atomic and durable writes: files and folders appear complete or not at all, and survive a power failure.
 
-A rename within one volume is all or nothing on every file system that semiseg runs on, and it lasts once the folder
-above has been synced. On macOS an ordinary fsync ends in the disk's own cache, so the disk is asked to write that, too.
-Windows differs in three respects: a folder cannot be opened and therefore not be synced (NTFS
-writes its own log of renames); a file that another program holds open (a virus scanner, a search index) cannot be
-replaced for a moment; and permissions are inherited from the folder.
+A rename within one volume is atomic on every file system that semiseg supports, and it is durable once the parent
+folder has been synced. On macOS an ordinary fsync ends in the disk's own cache, so the disk is told to write that cache
+as well. Windows differs in three respects: a folder cannot be opened and therefore cannot be synced (NTFS keeps its own
+log of renames); a file that another program has open (a virus scanner, a search index) cannot be replaced for a moment;
+and permissions are inherited from the folder.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-# Windows: access denied, sharing violation, lock violation. Elsewhere an error has no such number.
+# Windows error codes: access denied, sharing violation, lock violation. Errors of other systems have no such code.
 _HELD_BY_OTHERS = (5, 32, 33)
 _PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between attempts
-# Where a file system has no hard links, or the file has too many.
+# Errors of file systems without hard links, and of files that have too many.
 _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -31,9 +31,9 @@ _NO_LINKS = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNO
 def atomic_file(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a binary file beside ``path`` and rename it to ``path`` when the block ends without an error.
 
-    The bytes are on the disk (fsync) before the name is, so that neither a reader nor a power cut meets half a file.
-    The file gets the permissions of an ordinary new one, or, with ``private``, only its owner may read it (mode 600)
-    from the first byte on. The folder must exist.
+    The content is on the disk (fsync) before the file is renamed, so that neither a reader nor a power failure leaves a
+    partial file. The file gets the permissions of an ordinary new file; with ``private`` only its owner may read it
+    (mode 600), from the first byte on. The folder must exist.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")  # mode 600
     part = Path(name)
@@ -48,23 +48,23 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # not every file system syncs a folder; the rename itself has happened by now
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the rename is already done
         sync(path.parent)
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Give ``path`` new content: a reader sees the old or the new one, and after a power cut one of them is there."""
+    """Replace the content of a file atomically: readers, and a power failure, leave the old or the new content."""
     with atomic_file(path) as stream:
         stream.write(content)
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or folder; a file ``target`` is replaced, and so is an empty folder by a folder.
+    """Rename a file or folder; an existing file ``target`` is replaced, and an empty folder is replaced by a folder.
 
-    On Windows the attempt is repeated for three seconds while another program holds one of them open.
+    On Windows the attempt is repeated for three seconds while another program has one of them open.
     """
     if not _opens_folders() and source.is_dir() and target.is_dir():
-        target.rmdir()  # Windows replaces no folder; one that is not empty is refused here as there
+        target.rmdir()  # Windows cannot replace a folder; rmdir fails if the folder is not empty, as rename does
     for pause in _PAUSES:
         try:
             source.replace(target)
@@ -78,7 +78,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def move_durably(folder: Path, target: Path) -> None:
-    """Rename a folder that lies on the same volume, once its files are on the disk."""
+    """Rename a folder within one volume after its files have been synced to the disk."""
     for file in folder.iterdir():
         sync(file)
     sync(folder)
@@ -87,10 +87,10 @@ def move_durably(folder: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Write a file, or the list of a folder's files where the system lets a folder be opened, to the disk."""
+    """Sync a file to the disk, or a folder (its list of files) if the system can open folders."""
     if path.is_dir() and not _opens_folders():
         return
-    # Windows syncs a file only through a handle that may write.
+    # Windows syncs a file only through a handle with write access.
     descriptor = os.open(path, os.O_RDONLY if _opens_folders() else os.O_RDWR)
     try:
         full_fsync(descriptor)
@@ -99,7 +99,7 @@ def sync(path: Path) -> None:
 
 
 def full_fsync(descriptor: int) -> None:
-    """Return when what was written to an open file is on the disk."""
+    """Sync an open file to the disk, including the disk's own cache where the system supports that."""
     os.fsync(descriptor)
     try:
         import fcntl
@@ -107,11 +107,11 @@ def full_fsync(descriptor: int) -> None:
         return
     if (full := getattr(fcntl, "F_FULLFSYNC", None)) is not None:  # macOS; not every file system has it
         with contextlib.suppress(OSError):
-            getattr(fcntl, "fcntl")(descriptor, full)  # noqa: B009 - Windows' descriptions of the library lack it
+            getattr(fcntl, "fcntl")(descriptor, full)  # noqa: B009 - Windows' type stubs lack it
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name on the same volume; a copy where the file system has no hard links."""
+    """Create a hard link on the same volume, or a copy if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -121,7 +121,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that this user may still write to the volume of ``folder``."""
+    """Return the number of bytes that this user can still write to the volume of ``folder``."""
     return shutil.disk_usage(folder).free
 
 
@@ -130,14 +130,14 @@ def _opens_folders() -> bool:
 
 
 def _ordinary_mode(folder: Path) -> int:
-    """The permissions of a new file in ``folder``."""
-    # Linux tells the mask without changing it (changing it, even for a moment, would be seen by other threads).
+    """Return the permissions of an ordinary new file in ``folder``."""
+    # Linux reports the umask without changing it. Changing it, even for a moment, would affect other threads.
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("Umask:"):
                 return 0o666 & ~int(line.split()[1], 8)
     probe = folder / f".{secrets.token_hex(8)}.part"
-    with probe.open("xb"):  # which refuses a file that is there already
+    with probe.open("xb"):  # fails if the file already exists
         mode = probe.stat().st_mode & 0o666
     probe.unlink()
     return mode

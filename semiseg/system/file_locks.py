@@ -1,7 +1,7 @@
-"""A folder that belongs to one process at a time, until that process ends.
+"""Exclusive use of a folder by one process at a time.
 
-The lock is the system's own on the file ``lock`` in the folder (``flock`` on Linux and macOS, a locked byte range on
-Windows), so it ends with the process however that ends, and it is the one that semiseg has always taken.
+The lock is the operating system's on the file ``lock`` in the folder (``flock`` on Linux and macOS, a locked byte range
+on Windows), so it is released when the process ends for any reason. All versions of semiseg use the same lock.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ LOCK = "lock"
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Be the only process that works in ``folder``; the system lets go of it however the process ends.
+    """Lock ``folder`` for this process; the system releases the lock when the process ends for any reason.
 
     Raises:
-        InputError: another process holds it, or it cannot be written.
+        InputError: Another process has locked the folder, or it cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    # Not through a link, and nothing is cut off: the folder may lie where others write too. The file stays when the
-    # lock is released, as another process may be waiting for it.
+    # The lock does not follow links and does not truncate the file, because other users may write to the parent folder.
+    # The file stays when the lock is released, because another process may be waiting for it.
     lock = FileLock(
         folder / LOCK, mode=0o600, blocking=False, thread_local=False, fallback_to_soft=False, preserve_lock_file=True
     )

@@ -1,4 +1,4 @@
-"""The machine's memory and this process's share of it, in bytes."""
+"""Memory of the machine and of this process, in bytes."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ _ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
 
 
 def physical_memory() -> int | None:
-    """The machine's memory; None where the system does not tell."""
+    """Return the machine's physical memory; None if the system does not report it."""
     if hasattr(os, "sysconf"):
         return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return _windows_memory()
 
 
 def resident_memory() -> int | None:
-    """Memory that this process holds now; None on systems other than Linux."""
+    """Return the memory that this process uses now (resident set); None on systems other than Linux."""
     return _from_status("VmRSS")
 
 
 def peak_memory() -> int | None:
-    """The most that this process held since it began or :func:`reset_peak_memory`; None on systems other than Linux."""
+    """Return the peak memory of this process since its start or :func:`reset_peak_memory`; None except on Linux."""
     return _from_status("VmHWM")
 
 
 def reset_peak_memory() -> None:
-    """Let :func:`peak_memory` begin anew from what is held now; nothing on systems other than Linux."""
+    """Reset the peak of :func:`peak_memory` to the present use; no effect on systems other than Linux."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def limit_malloc_arenas() -> None:
-    """Let all threads allocate from two pools (glibc): with one for each, every thread keeps holes of its own."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # TypeError: Windows has no library without a name
+    """Limit glibc to two malloc arenas; with one per thread, each thread would keep unused memory of its own."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # TypeError: CDLL(None) does not work on Windows
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
 
 
 def release_free_memory() -> None:
-    """Return free memory to the system (glibc): the C library would keep the gigabytes that a scan took for seconds."""
+    """Return free memory to the system (glibc), which the C library would otherwise keep after a large scan."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -1,4 +1,4 @@
-"""Whether this machine has a driver for NVIDIA's GPUs."""
+"""Detection of the NVIDIA GPU driver."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def nvidia_driver() -> str | None:
-    """A line that names the driver; None where there is none (macOS has none)."""
+    """Return a line that names the driver; None if there is none (always on macOS)."""
     try:
         return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace").splitlines()[0]
     except (OSError, IndexError):

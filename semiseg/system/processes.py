@@ -1,4 +1,4 @@
-"""Processes that outlive the one that started them, and how a process is known again by its number."""
+"""Detached processes, and the identification of a process by its PID and start time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _PROC = Path("/proc")
 def start_detached(
     command: Sequence[str], output: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a process that goes on when this one ends and is not stopped by this terminal's Ctrl+C.
+    """Start a process that continues when this one ends, and that this terminal's Ctrl+C does not stop.
 
     Args:
         command: Program and arguments.
-        output: File to which the process writes its standard output and error; continued if it exists.
+        output: File to which the process appends its standard output and error.
         environment: Environment; this process's own by default.
     """
-    # Windows has no sessions, ignores start_new_session, and keeps Ctrl+C within a group of processes.
+    # Windows has no sessions and ignores start_new_session; it sends Ctrl+C to the processes of one group.
     flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
     with output.open("ab") as file:
         return subprocess.Popen(
@@ -38,11 +38,11 @@ def start_detached(
 
 
 def process_start_id(pid: int) -> str:
-    """When a process was started, so that another one that gets its number later is told apart.
+    """Return an identifier of a process's start, which differs for a later process with the same PID.
 
     Returns:
-        The start of the machine and the clock ticks since then; empty where the system does not tell (macOS, Windows),
-        or where there is no such process.
+        The boot ID of the machine and the clock ticks between boot and start; empty if the system does not report them
+        (macOS, Windows), or if there is no such process.
     """
     try:
         fields = (_PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
@@ -52,15 +52,15 @@ def process_start_id(pid: int) -> str:
 
 
 def supports_start_ids() -> bool:
-    """Whether :func:`process_start_id` works on this system."""
+    """Return True if :func:`process_start_id` works on this system."""
     return bool(process_start_id(os.getpid()))
 
 
 def stop_process(pid: int, birth: str) -> bool:
-    """Ask a process to end, if it still is the one that was started at ``birth``.
+    """Send SIGTERM to a process if its :func:`process_start_id` is still ``birth``.
 
     Returns:
-        True if there was such a process.
+        True if the process existed.
     """
     import signal
 

@@ -1,11 +1,11 @@
-"""The signals by which a process is told to stop."""
+"""Signals that ask a process to stop."""
 
 from __future__ import annotations
 
 import signal
 
-# SIGTERM comes from a supervisor (systemd, a container engine), SIGINT from the terminal's Ctrl+C. Windows has no
-# supervisor that sends SIGTERM; there SIGBREAK is what a parent process can send.
+# A supervisor (systemd, a container engine) sends SIGTERM, and the terminal's Ctrl+C sends SIGINT. On Windows no
+# supervisor sends SIGTERM; a parent process can send SIGBREAK there.
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)
 )

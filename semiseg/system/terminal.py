@@ -1,4 +1,4 @@
-"""What the terminal, or the file behind a pipe, can show, and how a command is typed in it."""
+"""Encoding of the terminal's output, and quoting of commands for its shell."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 
 def replace_unencodable_characters() -> None:
-    """Print a ``?`` for a character that the output's encoding lacks, instead of ending with an error.
+    """Print a ``?`` for a character that the output's encoding lacks, instead of raising an error.
 
-    Windows writes to pipes and files in the code page of the country, which has few characters. Outputs in UTF-8 show
-    every character and are left as they are.
+    On Windows, pipes and files use the code page of the locale, which has few characters. UTF-8 outputs can show every
+    character and are not changed.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict" and stream.encoding.lower() != "utf-8":
@@ -22,5 +22,5 @@ def replace_unencodable_characters() -> None:
 
 
 def shell_join(arguments: Sequence[str]) -> str:
-    """A command as a person types it: with the quotes of this system's shell where an argument needs them."""
+    """Join arguments to a command line, quoted for the shell of this operating system."""
     return subprocess.list2cmdline(arguments) if os.name == "nt" else shlex.join(arguments)

@@ -1,1 +1,1 @@
-"""Volumes: bytes to scans and back, with their place in the patient."""
+"""Reading and writing of scans, with the position of their voxels in the patient."""

@@ -1,7 +1,8 @@
-"""Channels of one scan on the grid of the first: as they are, or resampled where their places can be compared.
+"""Brings the channels of a scan onto the grid of the first one, resampling them where their positions are comparable.
 
-Positions of two DICOM series can be compared when they share a Frame of Reference UID (PS3.3 C.7.4.1.1.1). Series of
-two frames of reference, and NIfTI files with different grids, lie in one space only if a person says so.
+Positions of two DICOM series can be compared when they share a Frame of Reference UID (PS3.3 C.7.4.1.1.1). Series with
+different frames of reference, and NIfTI files with different grids, are taken to lie in one space only if the user
+says so.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ from semiseg.volumes.volume import Volume, same_grid
 def align_channels(
     volumes: Mapping[str, Volume], frames: Mapping[str, str], *, aligned: bool = False
 ) -> tuple[dict[str, Volume], tuple[ScanWarning, ...]]:
-    """Every channel on the grid of the first one, and what was done for it.
+    """Bring every channel onto the grid of the first one.
 
     Args:
-        volumes: the channels, the one first whose grid counts.
-        frames: Frame of Reference UID of each; "" for none.
-        aligned: a person vouches that all lie in one space.
+        volumes: Channels by name; the first one defines the grid.
+        frames: Frame of Reference UID of each channel; "" for none.
+        aligned: If True, the user states that all channels lie in one space.
+
+    Returns:
+        The channels on the common grid, and a warning for each one that was resampled.
 
     Raises:
-        VolumeError: a channel on another grid whose place cannot be compared, or that nowhere meets the first one.
+        VolumeError: A channel lies on another grid and its position cannot be compared, or it does not overlap the
+            first one.
     """
     (first, reference), *others = volumes.items()
     out, warnings = {first: reference}, []
@@ -38,23 +43,29 @@ def align_channels(
         if not comparable and not aligned and (apart or not one_grid):
             why = "are in different frames of reference" if apart else "lie on different grids"
             raise VolumeError(
-                f"The channels '{first}' and '{name}' {why}, so nothing says that they show the same places. If they "
-                "do, say so (`--aligned`, over HTTP `aligned=true`)."
+                f"The channels '{first}' and '{name}' {why}, so nothing shows that they lie in one space. If they "
+                "do, declare it (`--aligned`, over HTTP `aligned=true`)."
             )
         if one_grid:
             out[name] = volume
             continue
         out[name], covered = _onto(volume, reference)
         if not covered:
-            raise VolumeError(f"The channels '{first}' and '{name}' nowhere show the same part of the patient.")
-        why = "they share the frame of reference" if comparable else "the sender says that they lie in one space"
+            raise VolumeError(f"The channels '{first}' and '{name}' do not overlap anywhere.")
+        why = "they share the frame of reference" if comparable else "the user declared that they lie in one space"
         text = f"Channel '{name}' was resampled onto the grid of '{first}' ({why}); it covers {covered:.0%} of it."
         warnings.append(ScanWarning("resampled_channel", text))
     return out, tuple(warnings)
 
 
 def _onto(volume: Volume, reference: Volume) -> tuple[Volume, float]:
-    """Trilinear, the smallest value where ``volume`` does not reach; and the share of the grid that it reaches."""
+    """Resample ``volume`` trilinearly onto the grid of ``reference``.
+
+    Voxels outside ``volume`` get its smallest value.
+
+    Returns:
+        The resampled volume, and the share of the grid that ``volume`` covers.
+    """
     step = np.linalg.inv(volume.affine) @ reference.affine
     values = np.asarray(volume.array, dtype=np.float32)
     low = float(values.min())

@@ -1,7 +1,7 @@
-"""Unpacking an uploaded zip without believing a word of it.
+"""Unpacks uploaded zip archives, whose contents are not trusted.
 
-Member names never become paths: members are written as numbered files. Sizes are counted while unpacking, whatever
-the archive declares.
+Member names never become paths: members are written as numbered files. Sizes are counted during unpacking; the sizes
+that the archive declares are not relied upon.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from semiseg.errors import VolumeError
 
 _CHUNK = 2**20
-_RATIO_FROM = 2**24  # blank slices compress a thousandfold: the ratio counts from 16 MiB on
+_RATIO_FROM = 2**24  # blank slices compress a thousandfold, so the ratio is applied only above 16 MiB
 _ARCHIVES = {
     b"PK\x03\x04": "zip",
     b"PK\x05\x06": "zip",
@@ -31,12 +31,12 @@ _ARCHIVES = {
 
 @dataclass(frozen=True)
 class UnpackLimits:
-    """How much an archive may hold.
+    """Limits on the content of an archive.
 
     Attributes:
-        members: files in it.
-        total_bytes: their unpacked size together.
-        ratio: unpacked size over the archive's own size.
+        members: Maximum number of files.
+        total_bytes: Maximum unpacked size of all files together, in bytes.
+        ratio: Maximum unpacked size divided by the size of the archive.
     """
 
     members: int = 20_000
@@ -45,7 +45,7 @@ class UnpackLimits:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether the file starts like a zip archive (and is not DICOM, whose first 128 bytes are free)."""
+    """Return True if the file starts like a zip archive and is not DICOM, whose first 128 bytes are arbitrary."""
     try:
         with path.open("rb") as file:
             start = file.read(132)
@@ -58,13 +58,13 @@ def unpack_zip(path: Path, into: Path, limits: UnpackLimits) -> list[Path]:
     """Unpack a zip's files into the existing folder ``into`` as 00001, 00002, ... in the archive's order.
 
     Raises:
-        VolumeError: see :func:`unpack_zip_with_names`.
+        VolumeError: See :func:`unpack_zip_with_names`.
     """
     return list(unpack_zip_with_names(path, into, limits))
 
 
 def archive_finder(image: Path, names: Mapping[Path, str]) -> Callable[[str], Path | None]:
-    """How the header ``image`` finds its data files among the members of an archive: by their names there.
+    """Make a function that finds the data files of the header ``image`` by their names in the archive.
 
     Args:
         image: One of the files that :func:`unpack_zip_with_names` wrote.
@@ -80,12 +80,12 @@ def unpack_zip_with_names(path: Path, into: Path, limits: UnpackLimits) -> dict[
     """Unpack a zip's files into the existing folder ``into`` as 00001, 00002, ... in the archive's order.
 
     Returns:
-        The files, each with the name that it has in the archive. A header finds its data files by these names; they
-        never become paths.
+        The files, each with its name in the archive. A header finds its data files by these names; they never become
+        paths.
 
     Raises:
-        VolumeError: no zip, damaged, more than the limits allow, or with members that are encrypted, links, special
-            files or archives themselves. What was written by then is removed.
+        VolumeError: The file is not a zip, is damaged, exceeds the limits, or has members that are encrypted, links,
+            special files or archives themselves. Files written before the error are removed.
     """
     written: dict[Path, str] = {}
     try:
@@ -101,17 +101,17 @@ def unpack_zip_with_names(path: Path, into: Path, limits: UnpackLimits) -> dict[
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         _remove(written)
-        raise VolumeError(f"{path}: the zip archive is damaged or of an unknown kind ({error}).") from error
+        raise VolumeError(f"{path}: the zip archive is damaged or of an unknown format ({error}).") from error
     except OSError as error:
         _remove(written)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise  # not the archive's fault
+            raise  # the disk is full, which is not an error of the archive
         raise VolumeError(f"{path}: the zip archive cannot be unpacked ({error.strerror or error}).") from error
     return written
 
 
 def _accepted(path: Path, archive: zipfile.ZipFile, limits: UnpackLimits) -> list[zipfile.ZipInfo]:
-    """The archive's files, after all that can be refused by its directory alone."""
+    """Return the archive's files; refuse everything that its directory alone shows to be unacceptable."""
     # Not is_dir(): before Python 3.11.4 it fails on a damaged directory in which a name is empty.
     members = [member for member in archive.infolist() if not member.filename.endswith("/")]
     if not members:
@@ -142,7 +142,7 @@ def _allowed_bytes(path: Path, limits: UnpackLimits) -> int:
 def _extract(
     path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, allowed: int, limits: UnpackLimits
 ) -> int:
-    """Write one member and return its size; stops as soon as it grows beyond ``allowed`` bytes."""
+    """Write one member and return its size; fail as soon as it grows beyond ``allowed`` bytes."""
     size = 0
     with archive.open(member) as source, target.open("xb") as out:
         while chunk := source.read(_CHUNK):
@@ -157,7 +157,7 @@ def _extract(
 
 
 def archive_type(start: bytes) -> str | None:
-    """Which archive a file that begins so is, such as "7z"; None where it is none."""
+    """Return the archive format, such as "7z", of a file with these first bytes; None if it is not an archive."""
     kind = next((name for magic, name in _ARCHIVES.items() if start.startswith(magic)), None)
     return "tar" if kind is None and start[257:262] == b"ustar" else kind
 

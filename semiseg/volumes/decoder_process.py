@@ -1,6 +1,6 @@
-"""Decodes pixel data in a process of its own: tasks come in on the standard input, frames go out on the output.
+"""Decodes pixel data in a separate process: reads tasks from standard input and writes frames to standard output.
 
-``python -m semiseg.volumes.decoder_process``, started by :mod:`semiseg.volumes.dicom_decoding`.
+:mod:`semiseg.volumes.dicom_decoding` starts it as ``python -m semiseg.volumes.decoder_process``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from semiseg.volumes.dicom_file import PARSING_ERRORS
 
 
 def main() -> None:
-    """Answer until the input ends: a list of frames, or a sentence where they cannot be decoded."""
+    """Reply to every task until the input ends: with a list of frames, or with an error message."""
     answers = os.fdopen(os.dup(1), "wb")
     warnings.filterwarnings("error", message=".*non-conformant padding")  # an RLE segment that is too long
-    os.dup2(2, 1)  # what a decoder prints must not get between the answers
+    os.dup2(2, 1)  # output that a decoder prints must not get between the replies
     while (task := receive(sys.stdin.buffer)) is not None:
         dataset, syntax, indices = task
         try:

@@ -1,7 +1,7 @@
-"""What a compressed frame says of itself, read before any decoder sees it.
+"""Parses the header of a compressed frame before a decoder receives it.
 
-Decoders trust the DICOM header for the size of the image that they write, and the stream for what they write into it:
-where the two contradict each other, pixels are scrambled in silence, or the process ends.
+Decoders take the size of the output image from the DICOM header, and the pixels to write from the stream. Where the two
+contradict each other, pixels are scrambled without an error, or the process crashes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class CodestreamHeader:
     """The size of a compressed frame.
 
     Attributes:
-        rows, columns: pixels.
-        components: 1 for grey values.
-        precision: bits of a value.
+        rows, columns: Size in pixels.
+        components: Number of values per pixel; 1 for grey values.
+        precision: Bits per value.
     """
 
     rows: int
@@ -38,10 +38,10 @@ class CodestreamHeader:
 
 
 def parse_codestream_header(frame: bytes, syntax: str) -> CodestreamHeader | None:
-    """Read the header of a compressed frame; None for a transfer syntax whose frames have none (RLE).
+    """Read the header of a compressed frame; None for a transfer syntax whose frames have no header (RLE).
 
     Raises:
-        ValueError: the frame is none of this transfer syntax.
+        ValueError: The frame does not belong to this transfer syntax.
     """
     try:
         if syntax in JPEG2000TransferSyntaxes or syntax in _HTJ2K:
@@ -52,23 +52,23 @@ def parse_codestream_header(frame: bytes, syntax: str) -> CodestreamHeader | Non
         raise ValueError("the compressed frame ends within its header") from None
     if syntax in RLETransferSyntaxes:
         return None
-    raise ValueError("the transfer syntax is not one that is read")
+    raise ValueError("the transfer syntax is not supported")
 
 
 def _jpeg_2000(frame: bytes) -> CodestreamHeader:
-    """SIZ (ISO/IEC 15444-1 A.5.1), behind SOC; some writers put the boxes of a .jp2 file around the stream."""
+    """Parse SIZ (ISO/IEC 15444-1 A.5.1) after SOC; some writers put the boxes of a .jp2 file around the stream."""
     start = frame.find(b"\xff\x4f\xff\x51")
     if start < 0:
-        raise ValueError("the compressed frame is no JPEG 2000 codestream")
+        raise ValueError("the compressed frame is not a JPEG 2000 codestream")
     width, height, left, top = struct.unpack_from(">4I", frame, start + 8)
     components = struct.unpack_from(">H", frame, start + 40)[0]
     return CodestreamHeader(height - top, width - left, components, (frame[start + 42] & 0x7F) + 1)
 
 
 def _jpeg(frame: bytes) -> CodestreamHeader:
-    """SOFn (ISO/IEC 10918-1 B.2.2) or JPEG-LS's SOF55 (ISO/IEC 14495-1 C.2.2): the first one in the stream."""
+    """Parse the first SOFn (ISO/IEC 10918-1 B.2.2) or JPEG-LS SOF55 (ISO/IEC 14495-1 C.2.2) in the stream."""
     if frame[:2] != b"\xff\xd8":
-        raise ValueError("the compressed frame is no JPEG stream")
+        raise ValueError("the compressed frame is not a JPEG stream")
     at = 2
     while True:
         if frame[at] != 0xFF:

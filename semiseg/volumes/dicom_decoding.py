@@ -1,9 +1,9 @@
-"""Pixel data to raw frames, with decoders that are kept in processes of their own.
+"""Decodes pixel data into raw frames, where needed in separate processes.
 
-GDCM ends the process that it runs in when a stream is damaged in ways that it did not foresee, and a server must not
-end with one upload. Other decoders hold Python's lock while they work, so that threads do not make them faster. So GDCM
-always works in another process, the others do where there is much to decode, and RLE does because pydicom only warns of
-frames that hold more than they should, which a process of its own can make an error.
+Some damaged streams make GDCM crash its process, and one upload must not crash a server: GDCM always runs in a separate
+process. The other decoders hold Python's global lock while they work, so threads do not make them faster: they run in
+separate processes where there is much to decode. RLE always runs in a separate process, because pydicom only warns of
+frames that hold more data than they should, and a separate process can turn this warning into an error.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ from semiseg.system.processors import usable_processors
 from semiseg.volumes.dicom_codestream import parse_codestream_header
 
 SUBPROCESS_MIN_PIXELS = 2**23
-"""Compressed pixels from which further processes take less time than starting them: 32 frames of 512 x 512."""
+"""Number of compressed pixels above which further processes save more time than they take to start: 32 frames of
+512 x 512."""
 _PLUGINS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow", "gdcm")
-"""pydicom's names of decoders, in the order in which one is taken. The last is asked only where no other is there."""
+"""pydicom's names of the decoders in order of preference. The last is used only if no other is installed."""
 _PIXEL_MODULE = (
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "NumberOfFrames",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
 )  # fmt: skip
-"""What a decoder needs of an object (PS3.3 C.7.6.3)."""
+"""Attributes of an object that a decoder needs (PS3.3 C.7.6.3)."""
 
 
 class DecoderError(ValueError):
-    """A decoder could not decode, or ended."""
+    """A decoder could not decode a frame, or its process ended."""
 
 
 class DecoderPool:
-    """Decoders for one series; processes are started when they are needed, and end with the context.
+    """Decoders for one series; processes are started when they are needed and stopped when the context ends.
 
     Args:
-        pixels: number of pixels to decode in all.
+        pixels: Total number of pixels to decode.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -69,14 +70,15 @@ class DecoderPool:
             process.stop()
 
     def decode(self, dataset: pydicom.Dataset, indices: Sequence[int]) -> list[NDArray[Any]]:
-        """Frames of an object in containers as large as Bits Allocated or as the codec's, with nothing masked.
+        """Decode frames of an object into containers as large as Bits Allocated or the codec's own, without masking.
 
         Args:
-            dataset: the object with its pixel data.
-            indices: numbers of the frames, from 0.
+            dataset: The object with its pixel data.
+            indices: Numbers of the frames, from 0.
 
         Raises:
-            Exception: what pydicom and its decoders raise; see :data:`semiseg.volumes.dicom_file.PARSING_ERRORS`.
+            Exception: Any error that pydicom and its decoders raise; see
+                :data:`semiseg.volumes.dicom_file.PARSING_ERRORS`.
         """
         syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
         if not syntax.is_transfer_syntax or not syntax.is_compressed:
@@ -100,14 +102,14 @@ def decode_frames(dataset: pydicom.Dataset, syntax: UID, indices: Sequence[int])
     """Decode frames in this process; see :meth:`DecoderPool.decode`."""
     if syntax == JPEGExtended12Bit and int(dataset.BitsStored) > 8:
         return [_extended(dataset, frame) for frame in _compressed(dataset, indices)]
-    # raw: no colours. The rest is what pydicom would correct, and corrects for some transfer syntaxes only.
+    # raw: no colour conversion. The other options turn off corrections that pydicom makes for some syntaxes only.
     options: dict[str, Any] = {"raw": True, "correct_unused_bits": False}
     if syntax in JPEG2000TransferSyntaxes:
         options["apply_j2k_sign_correction"] = False
     elif syntax in JPEGLSTransferSyntaxes:
         options["apply_jls_sign_correction"] = False
     if plugin := _plugin(syntax):
-        # One decoder, and no other one when it fails: the next might end the process.
+        # No other decoder is tried when this one fails: the next one might crash the process.
         options["decoding_plugin"] = plugin
     if not _all_of(dataset, indices):
         options["indices"] = list(indices)
@@ -116,10 +118,10 @@ def decode_frames(dataset: pydicom.Dataset, syntax: UID, indices: Sequence[int])
 
 
 def check_frame_size(dataset: pydicom.Dataset, syntax: UID, indices: Sequence[int]) -> None:
-    """Refuse compressed frames that say another size of themselves than the object does (PS3.5 section 8.2).
+    """Refuse compressed frames whose own header gives another size than the object (PS3.5 section 8.2).
 
     Raises:
-        DecoderError: they contradict each other.
+        DecoderError: The sizes contradict each other.
     """
     said = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
     for frame in _compressed(dataset, indices):
@@ -128,22 +130,22 @@ def check_frame_size(dataset: pydicom.Dataset, syntax: UID, indices: Sequence[in
             continue
         if (found.rows, found.columns, found.components) != said:
             raise DecoderError(
-                f"the compressed image is of {found.rows} rows, {found.columns} columns and {found.components} "
-                f"component(s), and the header says {said[0]}, {said[1]} and {said[2]}"
+                f"the compressed image has {found.rows} rows, {found.columns} columns and {found.components} "
+                f"component(s), but the header gives {said[0]}, {said[1]} and {said[2]}"
             )
         if found.precision > int(dataset.BitsAllocated):
             raise DecoderError(
-                f"the compressed image is of {found.precision} bits, and Bits Allocated is {dataset.BitsAllocated}"
+                f"the compressed image has {found.precision} bits, but Bits Allocated is {dataset.BitsAllocated}"
             )
 
 
 def _compressed(dataset: pydicom.Dataset, indices: Sequence[int]) -> list[bytes]:
     count = int(dataset.get("NumberOfFrames") or 1)
     if _all_of(dataset, indices):
-        # In their order frames are found one behind the other, without a search for each.
+        # All frames are read in one pass; get_frame would search the data anew for each.
         frames = list(generate_frames(dataset.PixelData, number_of_frames=count))
         if len(frames) < count:
-            raise DecoderError(f"there are {len(frames)} compressed frames of {count}")
+            raise DecoderError(f"there are only {len(frames)} of {count} compressed frames")
         return frames[:count]
     return [get_frame(dataset.PixelData, index, number_of_frames=count) for index in indices]
 
@@ -153,17 +155,17 @@ def _all_of(dataset: pydicom.Dataset, indices: Sequence[int]) -> bool:
 
 
 def _plugin(syntax: UID) -> str | None:
-    """The decoder that is taken for a transfer syntax; None where pydicom has to say what is missing."""
+    """Return the decoder for a transfer syntax; None if none is installed, so that pydicom names what is missing."""
     if syntax == JPEGExtended12Bit:
         return "gdcm"
     there = get_decoder(syntax).available_plugins
-    # pydicom's own decoder of RLE refuses what is damaged; the faster one panics, which is no exception to catch.
+    # pydicom's own RLE decoder refuses damaged data; the faster one panics, which cannot be caught as an exception.
     order = ("pydicom", *_PLUGINS) if syntax in RLETransferSyntaxes else _PLUGINS
     return next((name for name in order if name in there), None)
 
 
 def _extended(dataset: pydicom.Dataset, frame: bytes) -> NDArray[Any]:
-    """A frame of 12-bit JPEG Extended (process 4), which GDCM decodes although pydicom does not let it."""
+    """Decode a frame of 12-bit JPEG Extended (process 4), which GDCM supports but pydicom does not pass to it."""
     import gdcm
 
     fragment = gdcm.Fragment()
@@ -185,14 +187,14 @@ def _extended(dataset: pydicom.Dataset, frame: bytes) -> NDArray[Any]:
 
 
 class _Process:
-    """A Python that decodes what it is sent, one object at a time; started with the first, and again if it ended."""
+    """A Python process that decodes one object at a time; started for the first one, and again if it ended."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
 
     def ask(self, task: tuple[pydicom.Dataset, str, list[int]]) -> list[NDArray[Any]]:
         if self._child is None or self._child.poll() is not None:
-            # Not multiprocessing: it would run a user's script a second time.
+            # multiprocessing would run the user's script a second time.
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "semiseg.volumes.decoder_process"],
                 stdin=subprocess.PIPE,
@@ -208,7 +210,7 @@ class _Process:
         if answer is None:
             self._child.kill()
             code = self._child.wait()
-            raise DecoderError(f"the decoder ended with {code}, and the pixel data are damaged")
+            raise DecoderError(f"the decoder process ended with exit code {code}; the pixel data are damaged")
         if isinstance(answer, str):
             raise DecoderError(answer)
         frames: list[NDArray[Any]] = answer
@@ -225,7 +227,7 @@ class _Process:
 
 
 def send(pipe: IO[bytes], what: Any) -> None:
-    """Write an object with its length before it."""
+    """Write an object, preceded by its length."""
     data = pickle.dumps(what, protocol=pickle.HIGHEST_PROTOCOL)
     pipe.write(struct.pack("<Q", len(data)))
     pipe.write(data)
@@ -233,7 +235,10 @@ def send(pipe: IO[bytes], what: Any) -> None:
 
 
 def receive(pipe: IO[bytes]) -> Any:
-    """Read what :func:`send` wrote; None where the other side ended. For processes of our own: it is unpickled."""
+    """Read an object that :func:`send` wrote; None if the other process ended.
+
+    The object is unpickled, so the other process must be trusted.
+    """
     head = pipe.read(8)
     if len(head) < 8:
         return None

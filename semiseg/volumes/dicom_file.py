@@ -1,7 +1,7 @@
-"""One DICOM file, read without trusting it.
+"""Reads single DICOM files, whose content is not trusted.
 
-pydicom parses lazily and raises many kinds of errors on damaged files, at once or when a value is first looked at. All
-of them become :class:`VolumeError` here.
+pydicom parses lazily and raises many types of errors on damaged files, at once or when a value is first accessed. This
+module turns all of them into :class:`VolumeError`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from pydicom.uid import (
 
 from semiseg.errors import VolumeError
 
-# pydicom warns of values that break a rule of their type, and quotes them: a patient's name would get into the log.
+# pydicom quotes values that break a rule of their type in its warnings, which would put patients' names into the log.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 MAX_INFLATED_BYTES = 2**30
-"""A deflated data set may grow to 1 GiB; a slice is a thousandth of that."""
+"""Maximum inflated size of a deflated data set: 1 GiB, a thousand times the size of a slice."""
 
 PARSING_ERRORS = (
     InvalidDicomError,
@@ -49,7 +49,7 @@ PARSING_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What pydicom and its decoders were seen to raise on damaged files."""
+"""Errors that pydicom and its decoders were observed to raise on damaged files."""
 
 _Stop = Callable[[BaseTag, str | None, int], bool]
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)  # Float, Double Float and integer Pixel Data (PS3.3 C.7.6.3)
@@ -59,10 +59,10 @@ _VRS = frozenset(
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file starts like DICOM: "DICM" behind a preamble, or at once with a data element of group 2 or 8.
+    """Return True if the file starts like DICOM: with a preamble and "DICM", or with an element of group 2 or 8.
 
-    Files without the preamble (PS3.10 section 7.1 asks for it) are in circulation; one is taken for DICOM only if its
-    first element is in a group that must come first and has a plausible value representation or length.
+    Files without the preamble, which PS3.10 section 7.1 requires, are in circulation; one is taken for DICOM only if
+    its first element is in a group that must come first and has a plausible value representation or length.
     """
     try:
         with path.open("rb") as file:
@@ -73,13 +73,13 @@ def is_dicom(path: Path) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class DicomHeader:
-    """What stands in a DICOM file in front of its pixel data, parsed once.
+    """The part of a DICOM file before its pixel data, parsed once.
 
     Attributes:
-        path: the file.
-        dataset: the attributes, without pixel data.
-        pixels_at: the byte at which the pixel data element begins, or would; None where the data set is deflated.
-        has_pixels: True if there are pixel data, and for a deflated data set, of which it is not known.
+        path: Path of the file.
+        dataset: Attributes without the pixel data.
+        pixels_at: Byte offset at which the pixel data element begins or would begin; None if the data set is deflated.
+        has_pixels: True if there are pixel data; always True for a deflated data set, where it is not known.
     """
 
     path: Path
@@ -88,10 +88,10 @@ class DicomHeader:
     has_pixels: bool
 
     def with_pixels(self) -> pydicom.Dataset:
-        """The attributes together with the pixel data, which alone are read.
+        """Return the attributes together with the pixel data; only the pixel data are read from the file.
 
         Raises:
-            VolumeError: the file is damaged behind its header, or gone.
+            VolumeError: The file is damaged after its header, or does not exist any more.
         """
         if self.pixels_at is None:
             return read_dicom(self.path, pixels=True)
@@ -114,7 +114,7 @@ def read_header(path: Path) -> DicomHeader | None:
     """Open and parse a file once, up to its pixel data; None if it does not start like DICOM.
 
     Raises:
-        VolumeError: damaged, or a deflated data set that grows beyond all reason.
+        VolumeError: The file is damaged, or its deflated data set inflates beyond :data:`MAX_INFLATED_BYTES`.
     """
     try:
         with path.open("rb") as file:
@@ -126,10 +126,10 @@ def read_header(path: Path) -> DicomHeader | None:
 
 
 def require_header(path: Path) -> DicomHeader:
-    """As :func:`read_header`, of a file that was DICOM when it was looked at.
+    """Read the header of a file that is known to be DICOM; see :func:`read_header`.
 
     Raises:
-        VolumeError: damaged, or DICOM no more.
+        VolumeError: The file is damaged, or is no longer DICOM.
     """
     header = read_header(path)
     if header is None:
@@ -141,13 +141,14 @@ def read_dicom(path: Path, *, pixels: bool, tags: list[str] | None = None, last:
     """Read a file's attributes, with or without its pixel data.
 
     Args:
-        path: the file.
-        pixels: whether to read the pixel data too.
-        tags: keywords of the only attributes wanted; None for all.
-        last: the tag behind which nothing is read, such as 0x00201208; None for the end.
+        path: Path of the file.
+        pixels: If True, the pixel data are read too.
+        tags: Keywords of the attributes to read; None for all.
+        last: Last tag to read, such as 0x00201208; None to read to the end.
 
     Raises:
-        VolumeError: not DICOM, damaged, or a deflated data set that grows beyond all reason.
+        VolumeError: The file is not DICOM or is damaged, or its deflated data set inflates beyond
+            :data:`MAX_INFLATED_BYTES`.
     """
     try:
         with path.open("rb") as file:
@@ -165,11 +166,11 @@ def _header(path: Path, file: BinaryIO, tags: list[str] | None, stop: _Stop | No
     try:
         _refuse_bomb(path, file)
         file.seek(0)
-        # force: the start has been looked at already, and some files have no preamble.
+        # force: the start has been checked already, and some files have no preamble.
         dataset = read_partial(file, stop, force=True, specific_tags=wanted)
         deflated = dataset.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
         at = None if deflated else file.tell()
-        peeked = file.read(2)  # the group of the element that the parser stopped at
+        peeked = file.read(2)  # group of the element at which the parser stopped
         if "TransferSyntaxUID" not in dataset.file_meta:
             implicit, little = dataset.original_encoding
             dataset.file_meta.TransferSyntaxUID = (
@@ -189,14 +190,14 @@ def _behind_pixels(tag: BaseTag, *_: object) -> bool:
 
 
 def _refuse_bomb(path: Path, file: BinaryIO) -> None:
-    """Inflate a deflated data set (PS3.5 A.5) piece by piece, keeping nothing, to learn how large it gets."""
+    """Refuse a deflated data set (PS3.5 A.5) that inflates beyond the limit; it is inflated in parts and not kept."""
     file.seek(0)
     start = file.read(4096)
     if start[128:132] != b"DICM" or DeflatedExplicitVRLittleEndian.encode() not in start:
         return
     # The first element of group 2 is its length (PS3.10 table 7.1-1): explicit VR, 12 bytes in all.
     if start[132:138] != b"\x02\x00\x00\x00UL":
-        raise VolumeError(f"{path}: a deflated DICOM file must say how long its file meta information is.")
+        raise VolumeError(f"{path}: a deflated DICOM file must state the length of its file meta information.")
     file.seek(144 + struct.unpack_from("<I", start, 140)[0])
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     total = 0
@@ -207,23 +208,23 @@ def _refuse_bomb(path: Path, file: BinaryIO) -> None:
 
 
 def damaged_file_error(path: Path, error: Exception) -> VolumeError:
-    """The sentence for a file that pydicom could not parse."""
+    """Make the error for a file that pydicom could not parse."""
     return VolumeError(f"{path}: the DICOM file is damaged ({one_line(error)}).")
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's message that says something, without its full stop."""
+    """Return the first meaningful line of an error's message, without its full stop."""
     lines = str(error).strip().splitlines()
-    if lines and lines[0].startswith("Unable to decode as exceptions"):  # pydicom: the decoders' own words follow
+    if lines and lines[0].startswith("Unable to decode as exceptions"):  # the decoders' own messages follow
         lines = [line.partition(": ")[2] for line in lines[1:]] or lines
     return (lines[0].strip().rstrip(".:")[:200] if lines else "") or type(error).__name__
 
 
 def value(dataset: pydicom.Dataset, keyword: str, path: Path) -> Any:
-    """An attribute's value, or None where it is absent or empty.
+    """Return an attribute's value, or None if it is absent or empty.
 
     Raises:
-        VolumeError: the value cannot be parsed.
+        VolumeError: The value cannot be parsed.
     """
     try:
         found = dataset.get(keyword)
@@ -233,15 +234,15 @@ def value(dataset: pydicom.Dataset, keyword: str, path: Path) -> Any:
 
 
 def text(dataset: pydicom.Dataset, keyword: str, path: Path) -> str:
-    """An attribute's value as text, "" where it is absent."""
+    """Return an attribute's value as text, "" if it is absent."""
     found = value(dataset, keyword, path)
     return "" if found is None else str(found).strip()
 
 
 def is_undecodable(dataset: pydicom.Dataset, keyword: str) -> bool:
-    """Whether the bytes of a text are none of the character set that the object declares (PS3.3 C.12.1.1.2).
+    """Return True if a text is not valid in the character set that the object declares (PS3.3 C.12.1.1.2).
 
-    pydicom reads them all the same, with replacement characters, or as Latin-1 where the object declares ASCII.
+    pydicom decodes such a text with replacement characters, or as Latin-1 where the object declares ASCII.
     """
     try:
         said = str(dataset.get(keyword) or "")
@@ -252,10 +253,10 @@ def is_undecodable(dataset: pydicom.Dataset, keyword: str) -> bool:
 
 
 def numbers(dataset: pydicom.Dataset, keyword: str, path: Path) -> list[float] | None:
-    """An attribute's values as numbers, or None where it is absent.
+    """Return an attribute's values as numbers, or None if it is absent.
 
     Raises:
-        VolumeError: a value is no number.
+        VolumeError: A value is not a number.
     """
     found = value(dataset, keyword, path)
     if found is None:
@@ -264,13 +265,13 @@ def numbers(dataset: pydicom.Dataset, keyword: str, path: Path) -> list[float] |
         many = not isinstance(found, (str, bytes)) and hasattr(found, "__iter__")
         return [float(v) for v in found] if many else [float(found)]
     except PARSING_ERRORS as error:
-        raise VolumeError(f"{path}: the DICOM attribute {keyword} holds no numbers ({one_line(error)}).") from error
+        raise VolumeError(f"{path}: the DICOM attribute {keyword} is not a number ({one_line(error)}).") from error
 
 
 def decimals(dataset: pydicom.Dataset | None, keyword: str, path: Path) -> list[int]:
-    """Digits behind the decimal point of an attribute's values as they are written; none where it is absent.
+    """Return the number of decimals with which each value of an attribute is written; empty if it is absent.
 
-    Negative for values that are written as multiples of ten, such as 1E2.
+    The number is negative for values that are written as multiples of ten, such as 1E2.
     """
     found = None if dataset is None else value(dataset, keyword, path)
     if found is None:
@@ -285,7 +286,7 @@ def _decimals(written: str) -> int:
 
 
 def items(dataset: pydicom.Dataset, keyword: str, path: Path) -> Sequence[pydicom.Dataset]:
-    """The items of a sequence, none where it is absent. They are not copied: there may be thousands of them."""
+    """Return the items of a sequence, none if it is absent. They are not copied: there may be thousands of them."""
     try:
         found = dataset.get(keyword)
         return found if isinstance(found, pydicom.Sequence) else []
@@ -294,7 +295,7 @@ def items(dataset: pydicom.Dataset, keyword: str, path: Path) -> Sequence[pydico
 
 
 def starts_like_dicom(start: bytes) -> bool:
-    """Whether a file that begins with these (132) bytes may be DICOM; see :func:`is_dicom`."""
+    """Return True if a file that begins with these (132) bytes may be DICOM; see :func:`is_dicom`."""
     return start[128:132] == b"DICM" or _starts_with_an_element(start)
 
 

@@ -1,12 +1,12 @@
-"""Where the slices of a DICOM series lie, and whether they make one regular volume.
+"""Positions of the slices of a DICOM series, and the check that they make one regular volume.
 
 Only Image Position (Patient) and Image Orientation (Patient) (PS3.3 C.7.6.2.1.1) and Pixel Spacing (PS3.3 10.7.1.3)
-count. File names, instance numbers, Slice Location and Slice Thickness are never asked: they are often wrong, and
+are used. File names, instance numbers, Slice Location and Slice Thickness are never used: they are often wrong, and
 thickness is not distance.
 
-:func:`stack_planes` says how the slices lie without judging; :func:`find_irregularities` says what departs from a
-regular volume and refuses what no correction can mend. The correction itself is
-:mod:`semiseg.volumes.dicom_resampling`.
+:func:`stack_planes` sorts the slices and describes their positions. :func:`find_irregularities` lists the deviations
+from a regular volume and refuses a stack that cannot be corrected. :mod:`semiseg.volumes.dicom_resampling` makes the
+correction.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ from numpy.typing import NDArray
 from semiseg.errors import VolumeError
 
 GAP_TOLERANCE_MM = 0.02
-"""Positions are often written with two decimals; gaps that differ by less than this are equal."""
+"""Gaps that differ by less than this are equal: positions are often written with two decimals."""
 GAP_TOLERANCE = 0.01
-"""Gaps that differ by less than this share of the gap are equal (as highdicom has it)."""
+"""Gaps that differ by less than this share of the gap are equal (as in highdicom)."""
 DRIFT_TOLERANCE = 0.05
-"""A slice may lie this share of a gap away from its place in a regular stack."""
+"""Largest distance of a slice from its place in a regular stack, as a share of the gap."""
 TILT_TOLERANCE_PIXELS = 0.25
-"""A stack may lean by this many pixels over its whole length: cosines are written with few decimals."""
+"""Largest lateral offset in pixels over the length of an upright stack: cosines are written with few decimals."""
 JUMP_TOLERANCE_MM = 0.1
-"""A slice of a leaning stack may lie this far aside of the straight line: about the last decimal of its position."""
+"""Largest distance of a slice of a tilted stack from the straight line: about the last decimal of its position."""
 MAX_TILT_DEGREES = 45.0
-"""CT gantries lean by 30 degrees at most."""
+"""Largest tilt that is corrected; CT gantries tilt by 30 degrees at most."""
 MAX_BRIDGED_MM = 12.5
-"""Between two slices further apart than this nothing is made up, unless all of them are as far apart."""
+"""Largest gap between two slices that is interpolated, unless all gaps are as large."""
 SAME_PLACE_MM = GAP_TOLERANCE_MM / 2
-"""Slices closer than this are at one place."""
+"""Slices closer than this lie at the same position."""
 ANGLE_TOLERANCE = 1e-3
 """Direction cosines that differ by less than this are equal."""
 EXACT = 6
-"""Positions with as many decimals, or more, are not rounded as far as scans are concerned."""
+"""Positions with this many decimals or more count as not rounded."""
 AMBIGUOUS = 0.34
-"""Where positions are rounded by more than this share of the gap, rounding and a missing slice look alike."""
+"""If positions are rounded by more than this share of the gap, rounding cannot be told from a missing slice."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One slice as its DICOM attributes place it, in mm in LPS+ patient coordinates.
+    """Position, orientation and size of one slice, in mm in LPS+ patient coordinates.
 
     Attributes:
-        position: centre of the first pixel (x, y, z).
-        along_row: unit vector in the direction of increasing column index.
-        along_column: unit vector in the direction of increasing row index.
-        column_spacing: mm between columns (second value of Pixel Spacing).
-        row_spacing: mm between rows (first value of Pixel Spacing).
-        rows: pixels along a column.
-        columns: pixels along a row.
-        decimals: digits behind the point with which x, y and z of the position are written.
+        position: Centre of the first pixel (x, y, z).
+        along_row: Unit vector in the direction of increasing column index.
+        along_column: Unit vector in the direction of increasing row index.
+        column_spacing: Distance between columns in mm (second value of Pixel Spacing).
+        row_spacing: Distance between rows in mm (first value of Pixel Spacing).
+        rows: Number of pixels along a column.
+        columns: Number of pixels along a row.
+        decimals: Numbers of decimals with which x, y and z of the position are written.
     """
 
     position: tuple[float, float, float]
@@ -76,13 +76,13 @@ class SliceStack:
     """Planes of one orientation and size, sorted along their normal.
 
     Attributes:
-        order: index of each slice in the planes that were given, from the lowest along the normal to the highest.
-        planes: the planes in that order.
-        normal: unit vector along_row x along_column, LPS+.
-        distances: (N,) mm of each slice along the normal.
-        shifts: (N, 2) mm that each slice lies aside of the first one's normal, along its rows and columns; a tilted
-            gantry makes them grow with the distance.
-        rounding: mm by which a distance may be off because positions are written with few decimals.
+        order: Index of each slice in the given planes, from the lowest along the normal to the highest.
+        planes: The planes in that order.
+        normal: Unit vector along_row x along_column, LPS+.
+        distances: (N,) position of each slice along the normal, in mm.
+        shifts: (N, 2) lateral offset of each slice from the normal through the first one, along rows and columns, in
+            mm; with a tilted gantry it grows with the distance.
+        rounding: Largest error of a distance in mm that comes from positions written with few decimals.
     """
 
     order: tuple[int, ...]
@@ -94,31 +94,31 @@ class SliceStack:
 
     @property
     def gaps(self) -> NDArray[np.float64]:
-        """(N-1,) mm between neighbouring slices along the normal."""
+        """(N-1,) distances between neighbouring slices along the normal, in mm."""
         return np.diff(self.distances)
 
     @property
     def gap(self) -> float:
-        """Distance in mm of neighbouring slices: the median, or of rounded positions the step of the stack."""
+        """Distance of neighbouring slices in mm: the median, or the step of the fitted line for rounded positions."""
         if _even_but_rounded(self):
             return float(np.polyfit(np.arange(len(self.order)), self.distances, 1)[0])
         return float(np.median(self.gaps))
 
     @property
     def tilt_degrees(self) -> float:
-        """Angle between the line through the slices' positions and their normal."""
+        """Angle between the line through the slices' positions and their normal, in degrees."""
         along = float(self.distances[-1] - self.distances[0])
         return float(np.degrees(np.arctan2(np.linalg.norm(self.shifts[-1]), along)))
 
 
 @dataclass(frozen=True)
 class Irregularity:
-    """Something that keeps a stack from being a regular volume as it is.
+    """A deviation of a stack of slices from a regular volume.
 
     Attributes:
-        code: its name for machines.
-        sentence: what it is, with the figures.
-        remedy: what a person can do where it may not be corrected here.
+        code: Code of the irregularity.
+        sentence: Description with figures.
+        remedy: Advice to the user for the case that it may not be corrected here.
     """
 
     code: Literal["gantry_tilt", "missing_slices", "uneven_slices"]
@@ -133,17 +133,18 @@ def make_plane(
     size: tuple[int, int],
     decimals: Sequence[int] = (EXACT, EXACT, EXACT),
 ) -> Plane:
-    """Make a :class:`Plane` of the four attributes' values.
+    """Make a :class:`Plane` from the values of DICOM attributes.
 
     Args:
         position: Image Position (Patient), 3 values.
         orientation: Image Orientation (Patient), 6 values.
         spacing: Pixel Spacing, row spacing first.
         size: (Rows, Columns).
-        decimals: digits behind the point with which the three values of the position are written.
+        decimals: Numbers of decimals with which the three values of the position are written.
 
     Raises:
-        VolumeError: cosines that are not two perpendicular unit vectors, a spacing that is not positive, no pixels.
+        VolumeError: The cosines are not two perpendicular unit vectors, the spacing is not positive, or there are no
+            pixels.
     """
     values = np.array([*position, *orientation, *spacing], dtype=np.float64)
     if len(position) != 3 or len(orientation) != 6 or len(spacing) != 2 or not np.isfinite(values).all():
@@ -169,10 +170,10 @@ def make_plane(
 
 
 def stack_planes(planes: Sequence[Plane]) -> SliceStack:
-    """Sort planes along their common normal and say how they lie.
+    """Sort planes along their common normal and describe their positions.
 
     Raises:
-        VolumeError: planes of differing orientation, rows, columns or pixel spacing: those have no common stack.
+        VolumeError: The planes differ in orientation, rows, columns or pixel spacing.
     """
     _require_one_kind(planes)
     row, column = np.array(planes[0].along_row), np.array(planes[0].along_column)
@@ -193,9 +194,9 @@ def stack_planes(planes: Sequence[Plane]) -> SliceStack:
 
 
 def _rounding(planes: Sequence[Plane], normal: NDArray[np.float64]) -> float:
-    """Half a unit of the last decimal of each coordinate, as far as it counts along the normal.
+    """Return half a unit of the last decimal of each coordinate, projected onto the normal, in mm.
 
-    Zeros at the end are often not written, so the slice with most decimals tells.
+    Trailing zeros are often not written, so the slice with the most decimals determines the precision.
     """
     most = np.array([plane.decimals for plane in planes]).max(axis=0)
     halves = np.where(most >= EXACT, 0.0, 0.5 * 10.0 ** -np.minimum(most, EXACT))
@@ -203,11 +204,11 @@ def _rounding(planes: Sequence[Plane], normal: NDArray[np.float64]) -> float:
 
 
 def find_irregularities(stack: SliceStack) -> tuple[Irregularity, ...]:
-    """How a stack departs from a regular volume; none if it is one.
+    """List the deviations of a stack from a regular volume; empty if there are none.
 
     Raises:
-        VolumeError: what no correction can mend: one slice only, several images of one place, slices that jump aside,
-            a lean or a hole beyond what may be bridged; each with the figures.
+        VolumeError: The stack cannot be corrected: it holds a single slice, several images of one place, or slices with
+            irregular lateral offsets, or its tilt or a gap exceeds the limit. The message gives the figures.
     """
     count = len(stack.order)
     if count < 2:
@@ -218,27 +219,28 @@ def find_irregularities(stack: SliceStack) -> tuple[Irregularity, ...]:
         where = float(stack.distances[int(np.argmin(gaps))])
         raise VolumeError(
             f"{twice} of {count} slices lie where another one does (for example {where:.2f} mm along the normal): the "
-            f"series holds several images of one place, such as time points, echoes, b-values or copies."
+            f"series holds several images of the same place, such as time points, echoes, b-values or copies."
         )
     return tuple(found for found in (_lean(stack), _odd_gaps(stack)) if found is not None)
 
 
 def require_regular(stack: SliceStack) -> None:
-    """Refuse a stack that is not one regular volume as it is.
+    """Refuse a stack that is not a regular volume without correction.
 
     Raises:
-        VolumeError: see :func:`find_irregularities`; or what those are, and what to do.
+        VolumeError: There is an irregularity, which the message describes with advice, or the stack cannot be
+            corrected; see :func:`find_irregularities`.
     """
     for found in find_irregularities(stack):
         raise VolumeError(f"{found.sentence} {found.remedy}")
 
 
 def stack_affine(stack: SliceStack) -> NDArray[np.float64]:
-    """Affine (4, 4) of the array (columns, rows, slices), voxel indices to RAS+ mm.
+    """Return the affine (4, 4) of the array (columns, rows, slices), from voxel indices to RAS+ mm.
 
     DICOM's patient coordinates are LPS+ (PS3.3 C.7.6.2.1.1): the first two world axes change sign. The slice step is
-    the mean one, from the first slice's position to the last one's; of rounded positions it is that of the straight
-    line that fits all of them best, which is more exact than any two are.
+    the mean step from the first slice's position to the last one's. For rounded positions it is the step of the
+    straight line that fits all of them best, which is more exact than any two of them.
     """
     first, last = stack.planes[0], stack.planes[-1]
     affine = np.eye(4)
@@ -255,7 +257,7 @@ def stack_affine(stack: SliceStack) -> NDArray[np.float64]:
 
 
 def lps_to_ras(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn an affine (4, 4) to LPS+ (DICOM) world coordinates into one to RAS+ (NIfTI); its own inverse."""
+    """Convert an affine (4, 4) from LPS+ (DICOM) to RAS+ (NIfTI) world coordinates; the function is its own inverse."""
     return np.asarray(_LPS_TO_RAS @ affine)
 
 
@@ -277,7 +279,7 @@ def _require_one_kind(planes: Sequence[Plane]) -> None:
         counts = ", ".join(str(n) for _, n in sorted(orientations, key=lambda o: -o[1])[:4])
         raise VolumeError(
             f"The slices have {len(orientations)} orientations ({counts} slices); they do not make one volume "
-            f"(localisers and several planes in one series look like this)."
+            f"(the series may hold localisers or several planes)."
         )
     spacings = np.array([(p.row_spacing, p.column_spacing) for p in planes])
     if (np.ptp(spacings, axis=0) > 1e-3 * spacings.min(axis=0)).any():
@@ -293,19 +295,20 @@ def _lean(stack: SliceStack) -> Irregularity | None:
     lean = float(np.abs(stack.shifts).max())
     if lean <= TILT_TOLERANCE_PIXELS * min(first.row_spacing, first.column_spacing):
         return None
-    # Leaning evenly is a tilted gantry; jumping aside is something else (a moved table, two acquisitions).
+    # Offsets that grow evenly mean a tilted gantry; irregular ones mean something else (a moved table, two scans).
     even = np.outer((stack.distances - stack.distances[0]) / np.ptp(stack.distances), stack.shifts[-1])
     jump = float(np.abs(stack.shifts - even).max())
     if jump > max(JUMP_TOLERANCE_MM, 2 * stack.rounding, GAP_TOLERANCE * float(np.linalg.norm(stack.shifts[-1]))):
         raise VolumeError(
-            f"The slices are not stacked along their normal: some lie up to {lean:.1f} mm aside; they are no volume."
+            f"The slices are not stacked along their normal: some are displaced sideways by up to {lean:.1f} mm; they "
+            "do not make one volume."
         )
     sentence = (
-        f"The slices are not stacked along their normal but lean by {stack.tilt_degrees:.1f} degrees (gantry tilt): "
-        f"stacked as they are, the anatomy would be sheared by {lean:.1f} mm."
+        f"The slices are not stacked along their normal but tilted by {stack.tilt_degrees:.1f} degrees (gantry tilt): "
+        f"without correction the anatomy would be sheared by {lean:.1f} mm."
     )
     if stack.tilt_degrees > MAX_TILT_DEGREES:
-        raise VolumeError(f"{sentence} No gantry leans that far; the positions are wrong.")
+        raise VolumeError(f"{sentence} No gantry can be tilted that far; the positions are wrong.")
     return Irregularity("gantry_tilt", sentence, "Correct the tilt first.")
 
 
@@ -325,7 +328,7 @@ def _odd_gaps(stack: SliceStack) -> Irregularity | None:
             return None
         sentence = (
             f"The slices are unevenly spaced: gaps run from {gaps.min():.3f} to {gaps.max():.3f} mm, which puts slices "
-            f"up to {drift:.2f} mm from their place."
+            f"up to {drift:.2f} mm away from their places in a regular stack."
         )
         return Irregularity("uneven_slices", sentence, "Resample the series to even gaps first.")
     k = int(odd[np.argmax(np.abs(gaps[odd] - gap))])
@@ -343,17 +346,18 @@ def _odd_gaps(stack: SliceStack) -> Irregularity | None:
         found = Irregularity("uneven_slices", sentence, "Resample the series to even gaps first.")
     if gaps.max() > max(MAX_BRIDGED_MM, gap + tolerance):
         raise VolumeError(
-            f"{sentence} A hole of {gaps.max():.1f} mm is too wide to be bridged (the limit is {MAX_BRIDGED_MM:g} mm)."
+            f"{sentence} A gap of {gaps.max():.1f} mm is too wide to be interpolated (the limit is {MAX_BRIDGED_MM:g} "
+            "mm)."
         )
     return found
 
 
 def _even_but_rounded(stack: SliceStack) -> bool:
-    """Whether the distances are those of an even stack, rounded to the decimals that positions are written with."""
+    """Return True if rounding of the positions alone can explain why the distances are not even."""
     index = np.arange(len(stack.order))
     step, start = np.polyfit(index, stack.distances, 1)
     off = float(np.abs(stack.distances - (start + step * index)).max())
-    # The line is fitted to rounded values and may itself be off, by less than they are.
+    # The line is fitted to rounded values and may itself be off, by less than the values are.
     return stack.rounding < AMBIGUOUS * step and off <= 1.5 * stack.rounding
 
 

@@ -1,4 +1,4 @@
-"""What is in a heap of files: each DICOM object's series, kind and place, from a glance at its header."""
+"""Indexes a set of files: the series, type and position of each DICOM object, read from its header."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ _NOT_IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.66": "raw data",
 }
 _MARKS = (".done", ".ini", ".json", ".lock", ".log", ".md", ".txt", ".xml")
-"""Names of files that may be empty without anything having been lost."""
+"""Suffixes of files that may be empty without any data having been lost."""
 _IMAGE_NAMES = (".dcm", ".dicom", ".ima")
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 
 @dataclass(frozen=True)
 class DicomObject:
-    """One DICOM file, from a glance at its header.
+    """Description of one DICOM file, from its header.
 
     Attributes:
-        path: the file.
+        path: Path of the file.
         sop_class, instance: SOP Class and SOP Instance UID.
         series, study, frame: Series Instance UID, Study Instance UID, Frame of Reference UID; "" where absent.
         modality: "no modality" where absent.
@@ -55,11 +55,11 @@ class DicomObject:
         body_part: Body Part Examined.
         image_type: Image Type, as text.
         patient, patient_name: Patient ID and name.
-        non_image_kind: what it is if it is no image, such as "segmentation".
+        non_image_kind: Type of an object that is not an image, such as "segmentation"; None for an image.
         companion: True for an object without an image that scanners and readers put beside the images of a series.
-        frames: number of frames.
-        planes: where its frames lie; none where it does not say so, or is no grey-value image.
-        header: the whole header, if it was kept.
+        frames: Number of frames.
+        planes: Positions of the frames; empty if they are not given, or the object is not a grey-value image.
+        header: Whole header; None if it was not kept.
     """
 
     path: Path
@@ -83,11 +83,11 @@ class DicomObject:
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """A file that is no DICOM object that could be read.
+    """A file that is not a readable DICOM object.
 
     Attributes:
-        path: the file.
-        sentence: what it is instead.
+        path: Path of the file.
+        sentence: Message that names the file and the reason.
         damaged: True if it starts like DICOM, or is empty; it may be a missing slice.
         like_dicom: True if it starts like DICOM.
         is_dicomdir: True for a DICOMDIR.
@@ -101,11 +101,14 @@ class SkippedFile:
 
 
 def index_files(paths: Iterable[Path], *, keep_headers: bool = False) -> tuple[list[DicomObject], list[SkippedFile]]:
-    """The DICOM objects among ``paths``, and the files that are none.
+    """Read the headers of files.
 
     Args:
-        paths: files.
-        keep_headers: True to keep the objects' headers, several kilobytes each, for a reader that follows.
+        paths: Files to index.
+        keep_headers: If True, the objects' headers, several kilobytes each, are kept for later reading.
+
+    Returns:
+        The DICOM objects, and the files that are not DICOM objects.
     """
     objects: list[DicomObject] = []
     left_out: list[SkippedFile] = []
@@ -116,12 +119,12 @@ def index_files(paths: Iterable[Path], *, keep_headers: bool = False) -> tuple[l
         else:
             left_out.append(found)
     if left_out:
-        _LOG.info("%d of %d files are no DICOM objects and were left out", len(left_out), len(left_out) + len(objects))
+        _LOG.info("%d of %d files are not DICOM objects; skipped", len(left_out), len(left_out) + len(objects))
     return objects, left_out
 
 
 def read_entry(path: Path, *, keep_header: bool = False) -> DicomObject | SkippedFile:
-    """What one file is; it is opened and parsed once."""
+    """Read the header of one file; the file is opened and parsed once."""
     try:
         header = read_header(path)
         if header is None:
@@ -134,10 +137,10 @@ def read_entry(path: Path, *, keep_header: bool = False) -> DicomObject | Skippe
 
 
 def dicomdir_files(path: Path) -> list[Path]:
-    """The files that a DICOMDIR lists (PS3.3 F.3) and that are there, below its own folder.
+    """Return the files that a DICOMDIR lists (PS3.3 F.3) and that exist below its own folder.
 
     Raises:
-        VolumeError: it cannot be read, or none of its files is there.
+        VolumeError: The DICOMDIR cannot be read, or none of the listed files exists.
     """
     records = read_dicom(path, pixels=False).get("DirectoryRecordSequence") or []
     base = path.parent.resolve()
@@ -149,7 +152,7 @@ def dicomdir_files(path: Path) -> list[Path]:
     found = [file for file in listed if file.is_relative_to(base) and file.is_file()]
     if not found:
         raise VolumeError(
-            f"{path}: a DICOMDIR, whose {len(listed)} listed file(s) are not there; send the files themselves."
+            f"{path}: a DICOMDIR, whose {len(listed)} listed file(s) do not exist; send the files themselves."
         )
     return found
 
@@ -157,13 +160,14 @@ def dicomdir_files(path: Path) -> list[Path]:
 def possible_slices(
     left_out: Sequence[SkippedFile], objects: Sequence[DicomObject], names: Mapping[Path, str] | None = None
 ) -> list[SkippedFile]:
-    """The files among those left out that may be slices: damaged, empty, or named as the DICOM objects beside them are.
+    """Return the skipped files that may be slices: damaged or empty ones, and those named like the DICOM objects.
 
-    Named alike are files with an ending such as .dcm, and those whose name differs in its numbers only (IM0001).
+    A name counts as alike if it ends with a suffix such as .dcm, or differs from the name of a DICOM object in the
+    same folder only in its numbers (IM0001).
 
     Args:
-        left_out, objects: results of :func:`index_files`.
-        names: original names of the files, if their paths are copies under other names.
+        left_out, objects: Results of :func:`index_files`.
+        names: Original names of the files, if their paths are copies under other names.
     """
 
     def called(path: Path) -> Path:
@@ -180,13 +184,13 @@ def possible_slices(
 
 
 def _shape(path: Path) -> tuple[str, str]:
-    """A file's folder, and its name with every number, or several with points between them, as "#"."""
+    """Return a file's folder, and its name with "#" for every number or group of numbers joined by points."""
     shape = re.sub(r"\d+(\.\d+)*", "#", path.name)
-    return str(path.parent), path.name if shape == "#" else shape  # numbers alone say nothing
+    return str(path.parent), path.name if shape == "#" else shape  # a name of numbers alone has no pattern
 
 
 def is_dicomdir(path: Path) -> bool:
-    """Whether a file is a DICOMDIR."""
+    """Return True if a file is a DICOMDIR."""
     found = read_entry(path)
     return isinstance(found, SkippedFile) and found.is_dicomdir
 
@@ -213,7 +217,7 @@ def _glance(whole: DicomHeader, keep_header: bool) -> DicomObject | SkippedFile:
         try:
             planes = tuple(one.plane for one in read_slices(whole))
         except VolumeError:
-            planes = ()  # whoever wants the image is told what is wrong with it
+            planes = ()  # the error is raised again when the image is read
     return DicomObject(
         path=path,
         sop_class=sop_class,

@@ -1,7 +1,7 @@
-"""Series that hold several images of one body: echoes, b-values, phases, before and after contrast.
+"""Detects series that mix several images of the same body part: echoes, b-values, phases, before and after contrast.
 
-Where two images lie at one place the geometry shows it. Where their positions interleave it does not, and only the
-headers tell a mixture from one acquisition that was made in several passes.
+Two images at the same position are visible in the geometry. If the positions of the images interleave, only the headers
+tell a mixture from one acquisition that was made in several passes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from semiseg.volumes.dicom_slices import Slice
 
 @dataclass(frozen=True)
 class _Contrast:
-    """An attribute that says which image of a body a slice belongs to.
+    """An attribute that distinguishes several images of the same body part.
 
     Attributes:
-        words: name of the attribute in a sentence.
-        keyword: the attribute of a single-frame image.
-        group, inner: the functional group of a frame (PS3.3 C.7.6.16, C.8.13.5, C.8.15.3), and the attribute in it.
+        words: Name of the attribute in messages.
+        keyword: Keyword of the attribute in a single-frame image.
+        group, inner: Functional group of a frame (PS3.3 C.7.6.16, C.8.13.5, C.8.15.3), and the attribute in it.
         per_slice: True if one acquisition may have another value for each slice; then only values that several slices
-            share tell a mixture.
-        blocks: scans that may change it from one part of the body to the next (CT, any, none), as between thin slices
-            through the base of the skull and thick ones above; then only values that alternate tell a mixture.
+            share indicate a mixture.
+        blocks: Scans in which the value may change from one part of the body to the next (CT, any, none), as between
+            thin slices through the base of the skull and thick ones above; then only values that alternate indicate a
+            mixture.
     """
 
     words: str
@@ -80,19 +81,23 @@ _TELLING = (
     _Contrast("Acquisition Number", "AcquisitionNumber", "FrameContentSequence", "FrameAcquisitionNumber"),
     _Contrast("acquisition time", "AcquisitionTime", "FrameContentSequence", "FrameAcquisitionDateTime"),
 )
-"""Also what several passes of one acquisition differ in; of images of one place these tell which is which."""
+"""Includes attributes in which several passes of one acquisition differ; they describe images of the same place."""
 
 
 def differing_attributes(slices: Sequence[Slice]) -> str:
-    """In what slices of one place differ, in words; "" where nothing is found."""
+    """Name the attributes in which slices at the same place differ; "" if none is found."""
     return ", ".join(dict.fromkeys(one.words for one in _TELLING if len(set(_values(one, slices))) > 1))
 
 
 def require_single_image_type(slices: Sequence[Slice]) -> None:
-    """Refuse slices, in their order along the normal, that are of several images although no two lie at one place.
+    """Refuse slices that belong to several images although no two lie at the same place.
+
+    Args:
+        slices: Slices in their order along the normal.
 
     Raises:
-        VolumeError: the attributes in which they differ, with how many slices have each value of the first.
+        VolumeError: The slices belong to several images. The message names the attributes in which they differ, and
+            the number of slices for each value of the first attribute.
     """
     found: dict[str, Counter[str]] = {}
     allowed = ("any", text(slices[0].header, "Modality", slices[0].path))
@@ -106,15 +111,15 @@ def require_single_image_type(slices: Sequence[Slice]) -> None:
     if found:
         words, values = next(iter(found.items()))
         shown = ", ".join(f"{n} with {v}" if v else f"{n} without one" for v, n in values.most_common(4))
-        also = f" They differ in {', '.join(list(found)[1:])}, too." if len(found) > 1 else ""
+        also = f" They also differ in {', '.join(list(found)[1:])}." if len(found) > 1 else ""
         raise VolumeError(
-            f"The slices are of several images, which differ in {words} ({shown}).{also} Send one of them as a series "
-            "of its own."
+            f"The slices belong to several images, which differ in {words} ({shown}).{also} Send one of them as a "
+            "separate series."
         )
 
 
 def _values(contrast: _Contrast, slices: Sequence[Slice]) -> list[str]:
-    """What each slice says. Numbers count as equal to four digits: some are measured, or rounded."""
+    """Return each slice's value. Numbers are compared to four digits, since some are measured or rounded."""
     return [_plain(one.value(contrast.keyword, contrast.group, contrast.inner)) for one in slices]
 
 

@@ -1,7 +1,8 @@
-"""The pixel values of DICOM slices, decoded and rescaled to what they mean.
+"""Decodes the pixel values of DICOM slices and rescales them.
 
-A stored value is the lowest Bits Stored bits of its container (PS3.5 section 8.1.1). Whatever else is in its container
-is no part of it: overlays of old objects, the remains of a sign, or the excess of a codec that works in whole bytes.
+A stored value is the lowest Bits Stored bits of its container (PS3.5 section 8.1.1). The other bits of the container do
+not belong to it: they may hold overlays of old objects, an extended sign, or the excess of a codec that works in whole
+bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from semiseg.volumes.dicom_file import PARSING_ERRORS, one_line, text
 from semiseg.volumes.dicom_slices import Slice
 
 MAX_BITS = 30
-"""Larger values are not read: rescaled, they would not fit 32 bits."""
+"""Maximum number of bits of a value; larger values would not fit 32 bits after rescaling."""
 _PACKAGES = {
     "gdcm": ("python-gdcm", "gdcm"),
     "pyjpegls": ("pyjpegls", "jpeg_ls"),
@@ -38,17 +39,18 @@ _PACKAGES = {
     "pylibjpeg-rle": ("pylibjpeg-rle", "rle"),
     "pillow": ("pillow", "PIL"),
 }
-"""What pydicom calls the packages that decode: as they are installed, and as they are imported."""
-_AT_ONCE = 16  # frames of one object that a thread decodes in a row
+"""Distribution and import name of each decoding package, by the name that pydicom uses."""
+_AT_ONCE = 16  # frames of one object that a thread decodes as one task
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedFrames:
-    """Frames of one object as they are stored.
+    """Stored values of frames of one object.
 
     Attributes:
-        frames: their values, each (rows, columns), int or uint.
-        excess_bits: pixels that had bits set above Bits Stored which neither a sign, an overlay nor padding explains.
+        frames: Stored values of each frame (rows, columns), int or uint.
+        excess_bits: Number of pixels with bits set above Bits Stored that neither a sign, an overlay nor padding
+            explains.
     """
 
     frames: list[NDArray[Any]]
@@ -57,7 +59,7 @@ class DecodedFrames:
 
 @dataclass(frozen=True)
 class _Bits:
-    """Where a stored value lies in its container (PS3.3 C.7.6.3.1)."""
+    """Position of a stored value in its container (PS3.3 C.7.6.3.1)."""
 
     stored: int
     signed: bool
@@ -73,7 +75,7 @@ class _Bits:
                 f"Bits Allocated {allocated}, Bits Stored {stored} and High Bit {high} contradict each other"
             )
         if allocated > 16 and dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
-            raise ValueError(f"of {allocated} bits in big endian writers disagree which half of a value comes first")
+            raise ValueError(f"the order of the halves of {allocated}-bit values in big endian is ambiguous")
         overlays = [tag for tag in map(Tag, dataset.keys()) if tag.group & 0xFF01 == 0x6000 and tag.element == 0x0102]
         padding = dataset.get("PixelPaddingValue")
         return cls(
@@ -84,7 +86,7 @@ class _Bits:
         )
 
     def values(self, raw: NDArray[Any]) -> tuple[NDArray[Any], int]:
-        """The stored values in containers ``raw``, and how many containers hold something else besides."""
+        """Return the stored values in containers ``raw``, and the number of containers with other bits set."""
         width = 8 * raw.dtype.itemsize
         if width < self.stored:
             raise ValueError(f"containers of {width} bits cannot hold Bits Stored {self.stored}")
@@ -97,26 +99,26 @@ class _Bits:
         if not excess.any():
             return values, 0
         if self.padding is not None:
-            # A padding value that Bits Stored cannot hold, such as -2000 beside 12 bits, is the lowest value there is.
+            # A padding value that Bits Stored cannot hold, such as -2000 with 12 bits, becomes the lowest value.
             padded = excess & (raw.view(f"u{raw.dtype.itemsize}") == self.padding % 2**width)
             values[padded] = -(2 ** (self.stored - 1)) if self.signed else 0
             excess &= ~padded
-        # Above a signed value there may be nothing where its sign would go on.
+        # The bits above a signed value may be zero instead of extending its sign.
         return values, 0 if self.overlaid or self.signed else int(excess.sum())
 
 
 def decode_stored_values(
     slices: Sequence[Slice], dataset: pydicom.Dataset | None = None, decoders: DecoderPool | None = None
 ) -> DecodedFrames:
-    """The decoded values of slices of one object, before rescaling.
+    """Decode slices of one object, without rescaling.
 
     Args:
-        slices: some slices of the object.
-        dataset: the object with its pixel data, if it was read already.
-        decoders: decoders of the series; by default one for this object.
+        slices: Slices of the object.
+        dataset: The object with its pixel data, if it was read already.
+        decoders: Decoders of the series; by default a pool for this object alone.
 
     Raises:
-        VolumeError: the pixel data cannot be decoded, or are no grey values of the promised size.
+        VolumeError: The pixel data cannot be decoded, or are not grey values of the declared size.
     """
     first = slices[0]
     path, size = first.path, (first.plane.rows, first.plane.columns)
@@ -130,16 +132,16 @@ def decode_stored_values(
     excess_bits = 0
     try:
         if not dataset.get("PixelData"):
-            raise ValueError("there are none, or none of integers")
+            raise ValueError("there are no integer pixel data")
         bits = _Bits.from_dataset(dataset)
         looked_up = bool(dataset.get("ModalityLUTSequence"))
         if looked_up and (first.slope, first.intercept) != (1.0, 0.0):
             raise ValueError(
-                "there is a Modality LUT and a rescale slope or intercept, of which PS3.3 C.11.1 allows one"
+                "there are both a Modality LUT and a rescale slope or intercept; PS3.3 C.11.1 allows only one of them"
             )
         for raw in decoders.decode(dataset, [one.frame or 0 for one in slices]):
             if raw.shape != size or raw.dtype.kind not in "iu":
-                raise VolumeError(f"{path}: pixel data of shape {raw.shape} ({raw.dtype}) are no grey-value slices.")
+                raise VolumeError(f"{path}: pixel data of shape {raw.shape} ({raw.dtype}) are not grey-value slices.")
             values, excess = bits.values(raw)
             excess_bits += excess
             if looked_up:
@@ -157,11 +159,11 @@ def decode_slices(slices: Sequence[Slice]) -> tuple[NDArray[Any], int]:
     """Decode and rescale slices into one array (columns, rows, slices), on all processors.
 
     Returns:
-        The values: integers where slope and intercept are whole, else float32. And how many pixels had bits set that
-        belong to nothing (:attr:`DecodedFrames.excess_bits`).
+        The values, as integers if all slopes are 1 and all intercepts are integers, else as float32; and the number of
+        pixels with unexplained bits (:attr:`DecodedFrames.excess_bits`).
 
     Raises:
-        VolumeError: see :func:`decode_stored_values`.
+        VolumeError: See :func:`decode_stored_values`.
     """
     plane = slices[0].plane
     whole = all(one.rescales_to_integers for one in slices)
@@ -180,7 +182,7 @@ def decode_slices(slices: Sequence[Slice]) -> tuple[NDArray[Any], int]:
         small = [members for members in objects.values() if len(members) <= _AT_ONCE]
         excess_bits = sum(threads.map(fill, small))
         for members in objects.values():
-            if len(members) > _AT_ONCE:  # an object of many frames is read once, and shared
+            if len(members) > _AT_ONCE:  # an object with many frames is read once and shared between tasks
                 members.sort(key=lambda z: slices[z].frame or 0)
                 dataset = slices[members[0]].source.with_pixels()
                 parts = [members[k : k + _AT_ONCE] for k in range(0, len(members), _AT_ONCE)]
@@ -191,16 +193,16 @@ def decode_slices(slices: Sequence[Slice]) -> tuple[NDArray[Any], int]:
 
 
 def apply_rescale(one: Slice, stored: NDArray[Any]) -> NDArray[Any]:
-    """Stored values (rows, columns) as what they mean (PS3.3 C.11.1)."""
+    """Apply Rescale Slope and Intercept to stored values (rows, columns) (PS3.3 C.11.1)."""
     if not one.rescales_to_integers:
         return np.asarray(stored * one.slope + one.intercept)
     if stored.dtype.itemsize > 2 and (stored.min() < -(2**MAX_BITS) or stored.max() > 2**MAX_BITS):
-        raise VolumeError(f"{one.path}: pixel values beyond {MAX_BITS} bits are not read.")
+        raise VolumeError(f"{one.path}: pixel values of more than {MAX_BITS} bits are not supported.")
     return stored.astype(np.int32) + int(one.intercept)
 
 
 def _missing(error: Exception) -> str:
-    """The packages of which pydicom needs one to decode the pixels, where none is installed; else ""."""
+    """Name the packages of which pydicom needs one to decode the pixels; "" if one is installed."""
     lines = [line.strip().partition(" - requires ")[2] for line in str(error).splitlines()]
     needed = [re.findall(r"[A-Za-z][\w-]*(?=>=)", line) for line in lines if line]
     choices = [" and ".join(_PACKAGES.get(n, (n,))[0] for n in names if not _installed(n)) for names in needed]

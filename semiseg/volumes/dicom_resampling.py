@@ -1,7 +1,7 @@
-"""A leaning or unevenly spaced stack of slices, brought onto upright planes at even distances, and masks back.
+"""Resamples tilted or unevenly spaced stacks of slices onto a regular grid, and masks back onto the slices.
 
-Each slice is moved within its plane to where its position says it lies (for a tilted gantry that is a shear), and
-planes between two slices are interpolated linearly. The grid holds every pixel of every slice: it grows by the lean.
+Each slice is moved within its plane to the place that its position gives (a shear for a tilted gantry), and planes
+between two slices are interpolated linearly. The grid holds every pixel of every slice: a tilt makes it larger.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from semiseg.volumes.dicom_geometry import Irregularity, SliceStack, lps_to_ras, stack_affine
 
 WHOLE_PIXEL = 1e-3
-"""A slice this close to whole pixels of the grid is moved without interpolation."""
+"""A slice whose offset differs from whole pixels by less than this is moved without interpolation."""
 
 
 @dataclass(frozen=True, eq=False)
 class RegularGrid:
-    """Upright planes at even distances, and how the slices lie in them.
+    """A regular grid of upright planes at even distances, and the positions of the slices in it.
 
     Attributes:
-        shape: voxels (X, Y, Z).
-        affine: (4, 4) voxel indices to RAS+ mm.
-        planes: (N,) where each slice lies among the planes, as a fractional index along Z.
-        offsets: (N, 2) where the first pixel of each slice lies, as fractional indices along X and Y; not negative.
-        size: columns and rows of a slice.
-        sheared_affine: (4, 4) from the slices' own indices (column, row, slice) to RAS+ mm;
-            None where their gaps are uneven.
+        shape: Number of voxels (X, Y, Z).
+        affine: (4, 4) matrix from voxel indices to RAS+ mm.
+        planes: (N,) position of each slice among the planes, as a fractional index along Z.
+        offsets: (N, 2) position of the first pixel of each slice, as fractional indices along X and Y; not negative.
+        size: Columns and rows of a slice.
+        sheared_affine: (4, 4) matrix from the slices' own indices (column, row, slice) to RAS+ mm; None if their gaps
+            are uneven.
     """
 
     shape: tuple[int, int, int]
@@ -41,9 +41,9 @@ class RegularGrid:
     sheared_affine: NDArray[np.float64] | None
 
     def image(self, slices: NDArray[Any]) -> NDArray[Any]:
-        """The image (X, Y, Z) of ``slices`` (columns, rows, N), linearly interpolated.
+        """Interpolate the image (X, Y, Z) linearly from ``slices`` (columns, rows, N).
 
-        Whole numbers stay whole numbers. Where no slice reaches, it has the smallest value of all, as air has.
+        Integers stay integers. Voxels that no slice covers get the smallest value of all, which is that of air.
         """
         fill = float(slices.min())
         out = np.empty(self.shape, dtype=slices.dtype)
@@ -58,7 +58,7 @@ class RegularGrid:
         return out
 
     def labels(self, slices: NDArray[Any]) -> NDArray[Any]:
-        """Labels (X, Y, Z) of what was outlined on ``slices`` (columns, rows, N): the nearest pixel's."""
+        """Resample labels (columns, rows, N) of the slices to the grid (X, Y, Z) by nearest neighbour."""
         out = np.zeros(self.shape, dtype=slices.dtype)
         nearest = np.abs(np.arange(self.shape[2])[:, None] - self.planes[None]).argmin(axis=1)
         for z, k in enumerate(nearest):
@@ -67,7 +67,7 @@ class RegularGrid:
         return out
 
     def on_slices(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Labels or masks (..., columns, rows, N) on the slices, of ``array`` (..., X, Y, Z): the nearest voxel's."""
+        """Resample labels or masks (..., X, Y, Z) to the slices (..., columns, rows, N) by nearest neighbour."""
         out = np.empty((*array.shape[:-3], *self.size, len(self.planes)), dtype=array.dtype)
         for k, z in enumerate(np.rint(self.planes).astype(int)):
             x, y = self._window(k)
@@ -75,12 +75,12 @@ class RegularGrid:
         return out
 
     def _window(self, k: int) -> tuple[slice, slice]:
-        """The voxels nearest to a slice's pixels."""
+        """Return the ranges of the voxels nearest to the pixels of slice ``k``, along X and Y."""
         x, y = np.rint(self.offsets[k]).astype(int)
         return slice(x, x + self.size[0]), slice(y, y + self.size[1])
 
     def _moved(self, pixels: NDArray[Any], k: int, fill: float) -> NDArray[np.float32]:
-        """A slice in the grid's columns and rows."""
+        """Shift the pixels of slice ``k`` to the grid's columns and rows, with linear interpolation."""
         plane = np.full(self.shape[:2], fill, dtype=np.float32)
         whole = np.floor(self.offsets[k] + WHOLE_PIXEL).astype(int)
         plane[whole[0] : whole[0] + self.size[0], whole[1] : whole[1] + self.size[1]] = pixels
@@ -93,10 +93,10 @@ class RegularGrid:
 
 
 def make_regular_grid(stack: SliceStack, found: Sequence[Irregularity]) -> RegularGrid:
-    """The grid for a stack that ``found`` is to be corrected of.
+    """Make the grid that corrects the irregularities ``found`` in a stack.
 
-    Its first and last plane are the first and last slice. Missing slices get planes of their own; between uneven gaps
-    the planes are as close as the closest slices, but not closer than half the median gap.
+    Its first and last planes are the first and last slices. Missing slices get planes of their own. For uneven gaps the
+    planes are as close as the closest slices, but not closer than half the median gap.
     """
     first, gaps = stack.planes[0], stack.gaps
     codes = {irregularity.code for irregularity in found}
@@ -106,7 +106,7 @@ def make_regular_grid(stack: SliceStack, found: Sequence[Irregularity]) -> Regul
     count = max(round(span / wanted), 1) + 1
     step = span / (count - 1)
     pixel = np.array([first.column_spacing, first.row_spacing])
-    # Cosines with few decimals let an upright stack lean by less than matters; it is not moved for that.
+    # An upright stack is not moved: its small offsets come from cosines that are written with few decimals.
     offsets = stack.shifts / pixel if "gantry_tilt" in codes else np.zeros_like(stack.shifts)
     low = np.floor(offsets.min(axis=0) + WHOLE_PIXEL)
     more = np.ceil(offsets.max(axis=0) - WHOLE_PIXEL) - low

@@ -1,4 +1,4 @@
-"""A DICOM series as one volume, or a sentence that says why it is none."""
+"""Reads a DICOM series as one volume, or gives the reason why it is not one."""
 
 from __future__ import annotations
 
@@ -33,37 +33,38 @@ from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.series_rules import SeriesCandidate, SeriesDecision, SeriesRule, group_by_series, select_series
 from semiseg.volumes.volume import Volume
 
-_ONLY = "scan"  # the channel's name where there is one
+_ONLY = "scan"  # name of the channel if there is only one
 _TEXTS = ("PatientID", "PatientName", "IssuerOfPatientID", "AccessionNumber", "StudyID", "StudyDescription")
-_NOBODY = "so nobody can say whose scan it is; separate them first"
+_NOBODY = "so it is unknown whose scan it is; separate them first"
 _ORIGINS = (
     ("PatientID", "patients (by Patient ID)", _NOBODY),
     ("IssuerOfPatientID", "patients (by the issuer of the Patient ID)", _NOBODY),
     ("PatientName", "patients (by name)", _NOBODY),
     ("PatientBirthDate", "patients (by date of birth)", _NOBODY),
     ("PatientSex", "patients (by sex)", _NOBODY),
-    ("StudyInstanceUID", "studies", "and a series is of one study"),
+    ("StudyInstanceUID", "studies", "but a series belongs to one study"),
     ("FrameOfReferenceUID", "frames of reference", "so their positions cannot be compared"),
 )
-"""Attributes in which all slices of a series agree, and what it means if they do not."""
+"""Attributes in which all slices of a series must agree: keyword, plural for messages, consequence if they differ."""
 
 
 @dataclass(frozen=True, eq=False)
 class DicomSeries:
-    """One image series as a volume, with what an answer in DICOM has to refer to.
+    """One image series as a volume, with the attributes that results in DICOM have to refer to.
 
     Attributes:
-        uid: Series Instance UID; "" where an anonymiser has emptied it (such a series can be segmented, but no
-            answer in DICOM can refer to it).
+        uid: Series Instance UID; "" if an anonymiser has emptied it (such a series can be segmented, but no result in
+            DICOM can refer to it).
         study_uid: Study Instance UID.
-        modality: such as "MR" or "CT".
+        modality: Modality, such as "MR" or "CT".
         description: Series Description, "" if absent.
         frame_of_reference: Frame of Reference UID, "" if absent.
-        slices: where they lie and what their objects say, from the lowest along the normal to the highest.
-        volume: array (X along rows, Y along columns, Z along the normal), affine to RAS+ mm. Rescale slope and
-            intercept are applied: integers stay integers where slope and intercept are, else the values are float32.
-        grid: how the slices lie in the volume where they were corrected; None where they are its planes, one by one.
-        warnings: what was left out or corrected.
+        slices: Positions and attributes of the slices, from the lowest along the normal to the highest.
+        volume: Array (X along rows, Y along columns, Z along the normal) and affine to RAS+ mm. Rescale Slope and
+            Intercept are applied; the values stay integers if the slope is 1 and the intercept an integer, else they
+            are float32.
+        grid: Grid that the slices were resampled to; None if the slices are the planes of the volume, one by one.
+        warnings: Descriptions of what was left out or corrected.
     """
 
     uid: str
@@ -78,36 +79,37 @@ class DicomSeries:
 
     @property
     def instances(self) -> tuple[pydicom.Dataset, ...]:
-        """The attributes of each slice's object."""
+        """Attributes of each slice's object."""
         return tuple(one.header for one in self.slices)
 
     def on_slices(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Labels or masks (..., columns, rows, N) on the slices, of ``array`` (..., X, Y, Z) on the volume's grid."""
+        """Bring labels or masks from the volume's grid (..., X, Y, Z) to the slices (..., columns, rows, N)."""
         return array if self.grid is None else self.grid.on_slices(array)
 
     def labels(self, slices: NDArray[Any]) -> NDArray[Any]:
-        """Labels (X, Y, Z) on the volume's grid, of what was outlined on the slices (columns, rows, N)."""
+        """Bring labels from the slices (columns, rows, N) to the volume's grid (X, Y, Z)."""
         return slices if self.grid is None else self.grid.labels(slices)
 
 
 def read_series(
     paths: Sequence[Path], *, series_uid: str | None = None, rule: SeriesRule | None = None, strict: bool = False
 ) -> DicomSeries:
-    """Read the image series among ``paths`` that is meant.
+    """Read the image series with a given UID among ``paths``, or the only one that a rule accepts.
 
     Slices are placed and sorted by Image Position and Image Orientation (Patient) alone; the order of the files does
-    not matter. Objects that are not images (SEG, SR, RT) may lie beside the images and are left alone. A tilted
-    gantry, uneven gaps and single missing slices are corrected, copies left out, and the series says so.
+    not matter. Objects that are not images (SEG, SR, RT) may lie beside the images and are ignored. A tilted gantry,
+    uneven gaps and single missing slices are corrected, and copies are left out; the series then has warnings.
 
     Args:
-        paths: its files, in any order, among others.
-        series_uid: which series to take, whatever the rule says besides the modality.
-        rule: what it has to be; by default no localiser and more than one slice.
-        strict: refuse what would be corrected or left out.
+        paths: Files of the series, in any order; other files may be among them.
+        series_uid: Series Instance UID of the series to read; only the modality of the rule is then checked.
+        rule: Conditions that the series has to meet; by default, that it is not a localiser and has more than one
+            slice.
+        strict: If True, a series is refused if anything in it would have to be corrected or left out.
 
     Raises:
-        VolumeError: no image series, none or several that fit, an unknown UID, slices that do not make one volume,
-            pixel data that cannot be decoded.
+        VolumeError: There is no image series, none or several of them fit, the UID is unknown, the slices do not make
+            one volume, or the pixel data cannot be decoded.
     """
     named = {_ONLY: series_uid} if series_uid is not None else {}
     series, _ = read_study(paths, {_ONLY: rule or SeriesRule()}, named=named, strict=strict)
@@ -124,7 +126,7 @@ def read_study(
     """Read a series for each channel; see :func:`read_series` and :func:`semiseg.volumes.series_rules.select_series`.
 
     Returns:
-        The series by channel, and what was decided of each image series among the files.
+        The series by channel, and the decision on each image series among the files.
     """
     return read_indexed_study(*index_files(paths, keep_headers=True), rules, named=named, strict=strict)
 
@@ -138,12 +140,12 @@ def read_indexed_study(
     strict: bool = False,
     names: Mapping[Path, str] | None = None,
 ) -> tuple[dict[str, DicomSeries], tuple[SeriesDecision, ...]]:
-    """As :func:`read_study`, of files that :func:`semiseg.volumes.dicom_index.index_files` has looked at.
+    """Read a series for each channel from files that :func:`semiseg.volumes.dicom_index.index_files` has indexed.
 
     Args:
-        objects, left_out: results of that function.
-        rules, named, strict: arguments of :func:`read_study`.
-        names: original names of the files, if their paths are copies under other names (out of a zip).
+        objects, left_out: Results of that function.
+        rules, named, strict: Arguments of :func:`read_study`.
+        names: Original names of the files, if their paths are copies under other names (out of a zip).
     """
     if not objects:
         if len(left_out) < 2:
@@ -158,7 +160,7 @@ def read_indexed_study(
         series = read_candidate(found, strict=strict)
         if lost:
             sentence = (
-                f"{len(lost)} file(s) that are damaged, empty or no DICOM in spite of their names were left out; they "
+                f"{len(lost)} file(s) that are damaged, empty or, despite their names, not DICOM were left out; they "
                 "may be slices of the series."
             )
             series = replace(series, warnings=(ScanWarning("damaged_files", sentence), *series.warnings))
@@ -167,7 +169,7 @@ def read_indexed_study(
 
 
 def read_candidate(found: SeriesCandidate, *, strict: bool = False) -> DicomSeries:
-    """Read a series that was found among some files; see :func:`read_series`."""
+    """Read a series from a candidate; see :func:`read_series`."""
     others = [one for one in found.objects if one.non_image_kind]
     kinds = ", ".join(sorted({str(one.non_image_kind) for one in others}))
     if others and (strict or not all(one.companion for one in others)):
@@ -178,14 +180,14 @@ def read_candidate(found: SeriesCandidate, *, strict: bool = False) -> DicomSeri
         raise VolumeError(f"{found.name}: {error}") from error
     if others:
         told = ScanWarning(
-            "companions", f"{len(others)} object(s) of the series are no images and were left out: {kinds}."
+            "companions", f"{len(others)} object(s) of the series are not images and were left out: {kinds}."
         )
         series = replace(series, warnings=(told, *series.warnings))
     return series
 
 
 def _read(sources: list[DicomHeader], *, strict: bool) -> DicomSeries:
-    """Headers, geometry, then pixels: nothing is decoded of a series whose slices make no volume."""
+    """Check headers and geometry, then decode the pixels of a series whose slices make a volume."""
     _require_one_origin(sources)
     _require_whole_concatenations(sources)
     sources, copies = _without_copies(sources)
@@ -205,7 +207,7 @@ def _read(sources: list[DicomHeader], *, strict: bool) -> DicomSeries:
     first = slices[0]
     shape = grid.shape if grid else (first.plane.columns, first.plane.rows, len(slices))
     if 4 * np.prod(shape, dtype=object) > MAX_VOXEL_BYTES:
-        raise VolumeError(f"A volume of {shape[0]} x {shape[1]} x {shape[2]} voxels is beyond the limit.")
+        raise VolumeError(f"A volume of {shape[0]} x {shape[1]} x {shape[2]} voxels exceeds the size limit.")
     array, beyond = decode_slices(slices)
     if beyond:
         warnings.append(_bits_ignored(beyond, strict=strict))
@@ -224,10 +226,10 @@ def _read(sources: list[DicomHeader], *, strict: bool) -> DicomSeries:
 
 
 def _garbled(keywords: list[str], *, strict: bool) -> ScanWarning:
-    sentence = f"{' and '.join(keywords)} cannot be decoded as the files' Specific Character Set says"
+    sentence = f"{' and '.join(keywords)} cannot be decoded with the files' Specific Character Set"
     if strict:
         raise VolumeError(f"{sentence}.")
-    return ScanWarning("undecodable_text", f"{sentence}; results repeat a guess.")
+    return ScanWarning("undecodable_text", f"{sentence}; results contain a guess.")
 
 
 def _bits_ignored(count: int, *, strict: bool) -> ScanWarning:
@@ -240,31 +242,35 @@ def _bits_ignored(count: int, *, strict: bool) -> ScanWarning:
 
 
 def _corrected(found: Irregularity, grid: RegularGrid) -> ScanWarning:
-    """What was done about an irregularity."""
+    """Make the warning about a corrected irregularity."""
     planes = f"{grid.shape[2]} planes {np.linalg.norm(grid.affine[:3, 2]):.3g} mm apart"
     done = {
-        "gantry_tilt": "Each slice was moved within its plane to where it lies in the patient.",
-        "missing_slices": f"What is between was interpolated; the volume has {planes}.",
+        "gantry_tilt": "Each slice was moved within its plane to its position in the patient.",
+        "missing_slices": f"They were interpolated; the volume has {planes}.",
         "uneven_slices": f"The series was resampled to {planes}.",
     }
     return ScanWarning(found.code, f"{found.sentence} {done[found.code]}")
 
 
 def _without_copies(sources: list[DicomHeader]) -> tuple[list[DicomHeader], tuple[int, str]]:
-    """Drop files that are the same object twice; and how many those were. Copies are equal in place and values."""
+    """Drop files with an object that another file holds too; both must agree in position and values.
+
+    Returns:
+        The remaining files, and the number of dropped files with words for a warning.
+    """
     kept: dict[str, DicomHeader] = {}
     for source in sources:
-        # Without any UID (anonymised away) nothing says that two files are one object.
+        # Without any UID (removed by an anonymiser) two files count as two objects.
         header, path = source.dataset, source.path
         uid = text(header, "SOPInstanceUID", path) or text(header.file_meta, "MediaStorageSOPInstanceUID", path)
         first = kept.setdefault(uid or str(path), source)
         if first is not source and not _show_the_same(read_slices(first), read_slices(source)):
-            raise VolumeError(f"{path} and {first.path} claim to be one object (SOP Instance UID) but differ.")
+            raise VolumeError(f"{path} and {first.path} have the same SOP Instance UID but differ.")
     return list(kept.values()), (len(sources) - len(kept), "file(s) hold an object that another file holds too")
 
 
 def _show_the_same(one: list[Slice], other: list[Slice]) -> bool:
-    """Whether two objects have the same planes with the same values on them."""
+    """Return True if two objects have the same planes with the same values."""
     if [a.plane for a in one] != [b.plane for b in other]:
         return False
     pairs = zip(one, decode_stored_values(one).frames, other, decode_stored_values(other).frames, strict=True)
@@ -272,7 +278,11 @@ def _show_the_same(one: list[Slice], other: list[Slice]) -> bool:
 
 
 def _without_doubles(slices: list[Slice]) -> tuple[SliceStack, list[Slice], tuple[int, str]]:
-    """Slices in their order, each place once; images of one place have to be equal in every value."""
+    """Sort slices and keep one for each position; images at the same position must be equal in every value.
+
+    Returns:
+        The stack, its slices in order, and the number of dropped slices with words for a warning.
+    """
     stack = stack_planes([one.plane for one in slices])
     ordered = [slices[i] for i in stack.order]
     starts = [0, *(np.flatnonzero(stack.gaps >= SAME_PLACE_MM) + 1).tolist()]
@@ -284,8 +294,8 @@ def _without_doubles(slices: list[Slice]) -> tuple[SliceStack, list[Slice], tupl
             what = differing_attributes(place)
             raise VolumeError(
                 f"{len(ordered) - len(places)} of {len(ordered)} slices lie where another one does (for example "
-                f"{stack.distances[start]:.2f} mm along the normal): the series holds several images of one place"
-                f"{f', which differ in {what}' if what else ''}. Send one of them as a series of its own."
+                f"{stack.distances[start]:.2f} mm along the normal): the series holds several images of the same place"
+                f"{f', which differ in {what}' if what else ''}. Send one of them as a separate series."
             )
     kept = [place[0] for place in places]
     left_out = len(ordered) - len(kept)
@@ -294,7 +304,7 @@ def _without_doubles(slices: list[Slice]) -> tuple[SliceStack, list[Slice], tupl
 
 
 def _all_equal(place: list[Slice]) -> bool:
-    """Whether slices of one place show the same."""
+    """Return True if slices have the same position and the same values."""
     first, *others = ((one.plane, apply_rescale(one, decode_stored_values([one]).frames[0])) for one in place)
     return all(_aside(plane, first[0]) < SAME_PLACE_MM and np.array_equal(values, first[1]) for plane, values in others)
 
@@ -304,13 +314,13 @@ def _aside(a: Plane, b: Plane) -> float:
 
 
 def _require_one_origin(sources: list[DicomHeader]) -> None:
-    """Refuse slices of several patients, studies or frames of reference; the sentence quotes none of them."""
+    """Refuse slices of several patients, studies or frames of reference; the message quotes no values."""
     for keyword, words, so in _ORIGINS:
         found = {text(one.dataset, keyword, one.path) for one in sources}
         if keyword == "PatientName":
             found = {_plain(name) for name in found}
         if keyword.startswith("Patient") or keyword.startswith("Issuer"):
-            found.discard("")  # what an anonymiser emptied in some files contradicts nothing
+            found.discard("")  # values that an anonymiser removed from some files do not contradict the others
         if len(found) > 1:
             raise VolumeError(f"The slices belong to {len(found)} {words}, {so}.")
     localisers = sum("LOCALIZER" in text(one.dataset, "ImageType", one.path).upper() for one in sources)
@@ -319,7 +329,7 @@ def _require_one_origin(sources: list[DicomHeader]) -> None:
 
 
 def _require_whole_concatenations(sources: list[DicomHeader]) -> None:
-    """Refuse some parts of an object that was divided into several (PS3.3 C.7.6.16.2.2.4)."""
+    """Refuse an incomplete concatenation, an object that was divided into several (PS3.3 C.7.6.16.2.2.4)."""
     parts: dict[str, tuple[set[str], str]] = {}
     for one in sources:
         uid = text(one.dataset, "ConcatenationUID", one.path)
@@ -334,5 +344,5 @@ def _require_whole_concatenations(sources: list[DicomHeader]) -> None:
 
 
 def _plain(name: str) -> str:
-    """A person's name without empty components at its end (PS3.5 6.2.1) and without upper case."""
+    """Return a person's name in lower case, without empty components at its end (PS3.5 6.2.1)."""
     return name.rstrip("^= ").casefold()

@@ -1,6 +1,6 @@
-"""What a file is that is no volume, in a few words for the person who sent it.
+"""Describes files that are not volumes, for error messages.
 
-Only the first bytes are looked at, and the name only where the content says nothing.
+Only the first bytes of a file are examined, and its name only if the content is not recognised.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAGICS = (
     (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
     (b"%PDF", "a PDF document"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    (b"\x93NUMPY", "a NumPy array, which has no place in the patient"),
+    (b"\x93NUMPY", "a NumPy array, which has no position in the patient"),
     (b"MATLAB", "a MATLAB file"),
     (b"# vtk DataFile", "a VTK file"),
     (b"<?xml", "an XML file"),
@@ -35,9 +35,9 @@ _MAGICS = (
     (b"CDF\x02", "a MINC or NetCDF file"),
 )
 _NNUNET = (
-    (b'"file_ending"', "an nnU-Net dataset.json, which describes scans and is none"),
-    (b'"channel_names"', "an nnU-Net dataset.json, which describes scans and is none"),
-    (b'"numTraining"', "an nnU-Net dataset.json, which describes scans and is none"),
+    (b'"file_ending"', "an nnU-Net dataset.json, which describes scans but is not a scan"),
+    (b'"channel_names"', "an nnU-Net dataset.json, which describes scans but is not a scan"),
+    (b'"numTraining"', "an nnU-Net dataset.json, which describes scans but is not a scan"),
     (b'"plans_name"', "the plans of an nnU-Net"),
     (b'"patient_identifier"', "an nnU-Net file about cases"),
 )
@@ -46,7 +46,7 @@ _HEADER_SUFFIXES = (".hdr.gz", ".hdr", ".mhd", ".nhdr")
 
 
 def describe_file(path: Path, name: str = "") -> str:
-    """What a file that no reader recognises is, such as "a tar archive"; never raises on content.
+    """Describe a file that no reader recognises, such as "a tar archive"; no content makes it raise an error.
 
     Args:
         path: The file.
@@ -69,17 +69,17 @@ def describe_file(path: Path, name: str = "") -> str:
 
 
 def has_detached_header(path: Path) -> bool:
-    """Whether a file holds the voxels of a pair whose header lies beside it under the same name."""
+    """Return True if a file holds the voxels of a pair whose header of the same name is in the same folder."""
     stem = _stem(path.name, _DATA_SUFFIXES)
     return stem is not None and any(is_image_file(path.with_name(stem + other)) for other in _HEADER_SUFFIXES)
 
 
 def detached_data_files(names: Mapping[Path, str], headers: Iterable[Path]) -> frozenset[Path]:
-    """The files that hold the voxels of pairs, by their names.
+    """Return the files whose names show that they hold the voxels of one of the headers.
 
     Args:
-        names: Files, with the names that they have in their zip ("" for their own).
-        headers: Those of them that a reader recognises.
+        names: Names that the files have in their zip, by path; "" for a file with its own name.
+        headers: Those of the files that a reader recognises.
     """
     called = {path: name or str(path) for path, name in names.items()}
     stems = {_stem(called[path].lower(), _HEADER_SUFFIXES) for path in headers} - {None}
@@ -87,18 +87,18 @@ def detached_data_files(names: Mapping[Path, str], headers: Iterable[Path]) -> f
 
 
 def _stem(name: str, suffixes: tuple[str, ...]) -> str | None:
-    """The name without the suffix that it has of these; None if it has none of them."""
+    """Return the name without its suffix if that is one of ``suffixes``, else None."""
     suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), None)
     return None if suffix is None else name[: -len(suffix)]
 
 
 def unsupported_file_text(path: Path) -> str:
-    """The same as a part of a sentence that says what is read instead."""
+    """Describe an unsupported file and name the supported inputs, as part of a sentence."""
     return f"this is {describe_file(path)}, {supported_inputs_text()}"
 
 
 def supported_inputs_text() -> str:
-    """What a file that is no scan is none of, as a part of a sentence."""
+    """Name the supported inputs, as the part of a sentence that begins with "neither"."""
     return f"neither a {supported_formats_text()} nor DICOM images nor a zip of those"
 
 
@@ -136,7 +136,7 @@ def _by_name(name: str, why: str = "") -> str | None:
     if reader is not None:
         return f"a broken {reader.name} ({why or f'its content is not {reader.with_article}'})"
     if name.endswith(_DATA_SUFFIXES):
-        return "the voxels of a pair without the header that says what they are; give the header"
+        return "the voxels of a pair without its header; give the header"
     return None
 
 

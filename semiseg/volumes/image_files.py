@@ -1,4 +1,4 @@
-"""Volumes out of files of every format that is read: as they are stored, as channels, as what their values mean."""
+"""Reads volumes from files of every supported format: as stored, split into channels, or with scaled values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_image_file(file: ImageFile | str | Path) -> StoredImage:
     """Read a file as it is stored.
 
     Raises:
-        VolumeError: It is in no format that is read (the sentence says what it is), or the reader refuses it.
+        VolumeError: The file is in no supported format, which the message describes, or the reader refuses it.
     """
     image = file if isinstance(file, ImageFile) else ImageFile(Path(file))
     try:
@@ -35,7 +35,7 @@ def read_image_file(file: ImageFile | str | Path) -> StoredImage:
 
 
 def split_channels(path: Path, stored: StoredImage, names: Sequence[str]) -> dict[str, Volume]:
-    """One volume per channel: (X, Y, Z, K) for K names.
+    """Split a stored array (X, Y, Z, K) into one volume for each of K channel names.
 
     Raises:
         VolumeError: The number of volumes is not the number of names, or voxels are NaN or infinite.
@@ -50,10 +50,10 @@ def split_channels(path: Path, stored: StoredImage, names: Sequence[str]) -> dic
 
 
 def single_volume(path: Path, stored: StoredImage) -> Volume:
-    """The only volume (X, Y, Z) of a file.
+    """Return the only volume (X, Y, Z) of a file.
 
     Raises:
-        VolumeError: There are several, or voxels are NaN or infinite.
+        VolumeError: The file holds several volumes, or voxels are NaN or infinite.
     """
     count = stored.array.shape[3]
     if count != 1:
@@ -64,22 +64,22 @@ def single_volume(path: Path, stored: StoredImage) -> Volume:
 
 
 def apply_scaling(stored: StoredImage, index: int) -> NDArray[Any]:
-    """Volume ``index`` (X, Y, Z) with the header's scaling applied, as float32 if there is any."""
+    """Return volume ``index`` (X, Y, Z) with the header's scaling applied; as float32 if there is any scaling."""
     raw = stored.array[..., index]
     if not stored.needs_scaling:
         return raw
     out = np.empty(raw.shape, dtype=np.float32, order="F")
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is counted and refused by finite
-        for z in range(raw.shape[2]):  # slice by slice: float64 only for one slice at a time
+    with np.errstate(over="ignore", invalid="ignore"):  # require_finite refuses overflows
+        for z in range(raw.shape[2]):  # one slice at a time, to limit the memory for float64
             out[..., z] = raw[..., z].astype(np.float64) * stored.slope + stored.intercept
     return out
 
 
 def require_finite(path: Path, values: NDArray[Any]) -> NDArray[Any]:
-    """``values`` themselves.
+    """Return ``values`` unchanged if all of them are finite.
 
     Raises:
-        VolumeError: Some are NaN or infinite.
+        VolumeError: Some values are NaN or infinite.
     """
     if values.dtype.kind == "f":
         bad = values.size - int(np.count_nonzero(np.isfinite(values)))
@@ -89,5 +89,5 @@ def require_finite(path: Path, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def format_stored_shape(stored: StoredImage) -> str:
-    """The shape, for a sentence: ``64 x 64 x 40 x 1``."""
+    """Return the shape as text for messages: ``64 x 64 x 40 x 1``."""
     return " x ".join(str(n) for n in stored.array.shape)

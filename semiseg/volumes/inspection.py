@@ -1,4 +1,4 @@
-"""What is in some files, series by series: what it is, what would be done with it, and what is wrong with it."""
+"""Describes the series and volumes among some files: their content, how they would be read, and their faults."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class InspectedItem:
     """One series, or one volume in a file.
 
     Attributes:
-        name: name of the series, or of the file.
-        title: a name short enough for a picture.
-        facts: description in short phrases.
-        outcome: sentences about what would be done with it.
-        volume: the volume that would be read; None if it would be refused.
+        name: Name of the series, or of the file.
+        title: Short name for the title of a picture.
+        facts: Description in short phrases.
+        outcome: Sentences about how it would be read, or why it would be refused.
+        volume: Volume that would be read; None if it would be refused.
     """
 
     name: str
@@ -43,10 +43,13 @@ class InspectedItem:
 
 
 def inspect_files(paths: Mapping[Path, str]) -> tuple[Iterator[InspectedItem], list[SkippedFile]]:
-    """Read everything in ``paths``, one thing at a time; and the files that are neither DICOM objects nor volumes.
+    """Read all series and volumes in ``paths``, one at a time.
 
     Args:
-        paths: The files, with the names that they have in their zip, from :func:`semiseg.volumes.scan.files_in`.
+        paths: Names that the files have in their zip, by path, from :func:`semiseg.volumes.scan.files_in`.
+
+    Returns:
+        The items, which are read during iteration, and the files that are neither DICOM objects nor volumes.
     """
     images = [path for path in paths if is_image_file(path)]
     taken = {*images, *detached_data_files(paths, images)}
@@ -63,7 +66,7 @@ def inspect_files(paths: Mapping[Path, str]) -> tuple[Iterator[InspectedItem], l
 
 
 def _named(one: SkippedFile, name: str) -> SkippedFile:
-    """The same with what the file is; one that is named like a scan is damaged."""
+    """Add a description of the content to a skipped file, and mark it as damaged if it is named like a scan."""
     sentence = f"{name or one.path}: {describe_file(one.path, name)}."
     return replace(one, sentence=sentence, damaged=reader_for_name(name or one.path.name) is not None)
 
@@ -78,7 +81,7 @@ def _image(file: ImageFile, name: str) -> InspectedItem:
         return InspectedItem(name, title, (reader.name,), f"Refused: {_sentence(error, [file.path])}", None)
     count = stored.array.shape[3]
     facts = (reader.name, *([f"{count} volumes or channels"] if count > 1 else []), *_grid(volume))
-    return InspectedItem(name, title, facts, _outcome(stored.warnings, "remark"), volume)
+    return InspectedItem(name, title, facts, _outcome(stored.warnings, "warning"), volume)
 
 
 def _outcome(warnings: Sequence[ScanWarning], kind: str) -> str:
@@ -87,7 +90,7 @@ def _outcome(warnings: Sequence[ScanWarning], kind: str) -> str:
 
 
 def _sentence(error: VolumeError, files: Sequence[Path], name: str = "") -> str:
-    """An error as a sentence of its own: without what it is about, and with a capital, unless it begins with a path."""
+    """Return an error's message without the file or series at its start; capitalised unless it starts with a path."""
     text = str(error)
     if name:
         text = text.removeprefix(f"{name}: ")
@@ -101,7 +104,7 @@ def _series(found: SeriesCandidate) -> InspectedItem:
     if not found.images:
         kinds = Counter(str(one.non_image_kind) for one in found.objects)
         facts = tuple(f"{count} x {kind}" for kind, count in kinds.items())
-        return InspectedItem(found.name, title, facts, "Left alone: no images.", None)
+        return InspectedItem(found.name, title, facts, "Ignored: it has no images.", None)
     facts = (f"{found.slices} slice(s) in {len(found.images)} file(s)", *_place(found), *_syntaxes(found))
     try:
         series = read_candidate(found)
@@ -114,7 +117,7 @@ def _series(found: SeriesCandidate) -> InspectedItem:
 
 def _place(found: SeriesCandidate) -> tuple[str, ...]:
     placed = any(one.planes for one in found.images)
-    out: list[str] = [found.orientation or "of several orientations"] if placed else ["without a place in the patient"]
+    out: list[str] = [found.orientation or "of several orientations"] if placed else ["no position in the patient"]
     if found.slice_gap:
         out.append(f"slices {found.slice_gap:.3g} mm apart")
     if found.pixel_spacing:
@@ -123,7 +126,7 @@ def _place(found: SeriesCandidate) -> tuple[str, ...]:
 
 
 def _syntaxes(found: SeriesCandidate) -> tuple[str, ...]:
-    """How the pixel data of its first file are stored, where they are compressed."""
+    """Return the transfer syntax of the first file as a fact, if its pixel data are compressed."""
     path = found.images[0].path
     try:
         syntax = UID(text(read_dicom(path, pixels=False, tags=["SOPClassUID"]).file_meta, "TransferSyntaxUID", path))

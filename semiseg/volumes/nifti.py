@@ -1,7 +1,7 @@
-"""NIfTI files in and out, and the readers of volumes that are in one file, of whatever format.
+"""Writes NIfTI files, and reads volumes from single files of any supported format.
 
-How the formats are read is in :mod:`semiseg.volumes.formats`; ``read_nifti`` and its relatives have their names from
-the time when there was one.
+The formats themselves are in :mod:`semiseg.volumes.formats`. ``read_nifti`` and ``read_nifti_channels`` have kept
+their names from the time when NIfTI was the only one.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from semiseg.volumes.volume import Volume, same_grid
 
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
 _ROUNDED = 0.5 * 10.0 ** (1 - int(np.finfo(np.float32).precision))
-"""What rounding may do to a label, as a share of it: half a unit in the last of the six decimal digits that float32
-holds. NIfTI-1 stores slope and intercept as float32, many programs compute in it, and print it with six digits."""
-_LARGEST_LABEL = 255  # a share of larger values would let interpolated ones pass
+"""Largest relative rounding error of a label: half a unit in the last of the six decimal digits that float32 holds.
+NIfTI-1 stores slope and intercept as float32, and many programs compute in float32 and print it with six digits."""
+_LARGEST_LABEL = 255  # a tolerance relative to larger values would let interpolated ones pass
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether the file's first bytes are those of a single-file NIfTI, gzipped or not; never raises on content."""
+    """Return True if the file starts like a single-file NIfTI, gzipped or not; no content makes it raise an error."""
     return is_single_nifti(read_start(path))
 
 
 def read_nifti(path: str | Path) -> Volume:
-    """Read one 3D image from ``.nii`` or ``.nii.gz``, or from a file of another format that is read.
+    """Read one 3D image from ``.nii`` or ``.nii.gz``, or from a file of another supported format.
 
-    Integers stored without scaling keep their type; scaled values come as float32. A 4D file is accepted when it holds
-    exactly one volume. The affine is in mm, whatever length unit the header names; that of a NIfTI file is the one
-    nibabel chooses (sform, else qform, else the voxel sizes).
+    Integers stored without scaling keep their type; scaled values are returned as float32. A 4D file is accepted if it
+    holds exactly one volume. The affine is in mm, whatever unit of length the header names; for a NIfTI file it is the
+    one that nibabel chooses (sform, else qform, else the voxel sizes).
 
     Raises:
-        VolumeError: no such format, damaged, truncated, not one real-valued volume, or with voxels that are NaN or
-            infinite.
+        VolumeError: The file is in no supported format, is damaged or truncated, does not hold exactly one real-valued
+            volume, or has voxels that are NaN or infinite.
     """
     path = Path(path)
     return single_volume(path, read_image_file(path))
@@ -63,30 +63,32 @@ def read_nifti_channels(path: Path, names: Sequence[str]) -> dict[str, Volume]:
     """Read a file that holds one volume per channel: 4D (X, Y, Z, K) for K names, or 3D for one.
 
     Raises:
-        VolumeError: as :func:`read_nifti`, or the number of volumes is not the number of names.
+        VolumeError: The file cannot be read (see :func:`read_nifti`), or the number of volumes is not the number of
+            names.
     """
     path = Path(path)
     return split_channels(path, read_image_file(path), names)
 
 
 def read_labels(path: Path) -> Volume:
-    """Read a label map as int32, whatever type holds it, scaled or not.
+    """Read a label map as int32, whatever its stored type and scaling.
 
-    A value that is an integer but for the rounding of float32 is that integer: 1.00000002, or 255 times a slope of
-    0.00392157. Interpolated values are refused.
+    Values that differ from an integer only by the rounding of float32 are rounded to it: 1.00000002, or 255 times a
+    slope of 0.00392157. Interpolated values are refused.
 
     Raises:
-        VolumeError: as :func:`read_nifti`, or a voxel is not an integer or does not fit 32 bits.
+        VolumeError: The file cannot be read (see :func:`read_nifti`), or a voxel is not an integer or does not fit 32
+            bits.
     """
     path = Path(path)
     return to_label_map(path, read_image_file(path))
 
 
 def to_label_map(path: Path, stored: StoredImage) -> Volume:
-    """The label map that a file holds; see :func:`read_labels`.
+    """Convert a stored image to a label map; see :func:`read_labels`.
 
     Raises:
-        VolumeError: more than one volume, a voxel that is not an integer, or one that does not fit 32 bits.
+        VolumeError: The image has more than one volume, or a voxel that is not an integer or does not fit 32 bits.
     """
     if stored.array.shape[3] != 1:
         raise VolumeError(f"{path}: a label map is one volume; this file has shape {format_stored_shape(stored)}.")
@@ -98,18 +100,19 @@ def to_label_map(path: Path, stored: StoredImage) -> Volume:
 
 
 def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64], *, like: Path | None = None) -> None:
-    """Write a 3D or 4D array (X, Y, Z[, K]) atomically; ``.gz`` at the end of the name compresses.
+    """Write a 3D or 4D array (X, Y, Z[, K]) atomically; compressed if the name ends with ``.gz``.
 
-    bool becomes uint8. sform holds the affine, in mm; qform too if a rotation and voxel sizes can express it (a sheared
-    affine cannot). With ``like``, the NIfTI file that the array belongs to, its sform, qform and their codes are
-    repeated where they mean the same grid: then every viewer, whichever of the two it prefers, puts both in one place.
+    bool becomes uint8. The affine, in mm, is written as sform, and as qform too if a rotation and voxel sizes can
+    express it, which is impossible for a sheared affine. If ``like``, the NIfTI file that the array belongs to, has the
+    same grid, its sform, qform and their codes are copied: then every viewer, whichever of the two it prefers, shows
+    both files in the same place.
 
     Raises:
-        VolumeError: an array NIfTI cannot hold, or a name that is not ``.nii`` or ``.nii.gz``.
+        VolumeError: NIfTI cannot hold the array, or the name does not end with ``.nii`` or ``.nii.gz``.
     """
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
-        raise VolumeError(f"{path}: a NIfTI file is named .nii or .nii.gz.")
+        raise VolumeError(f"{path}: the name of a NIfTI file ends with .nii or .nii.gz.")
     if array.ndim not in (3, 4) or array.size == 0:
         raise VolumeError(f"{path}: a NIfTI file holds (X, Y, Z) or (X, Y, Z, K); this array has shape {array.shape}.")
     data = _storable(path, array)
@@ -118,7 +121,7 @@ def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64], *,
     _place(image.header, np.asarray(affine, dtype=np.float64), None if like is None else _header_of(Path(like)))
     with atomic_file(path) as file:
         if path.name.endswith(".gz"):
-            # No name and no time inside: the same mask gives the same bytes.
+            # Without a name and a time in the gzip header the same mask gives the same bytes.
             with gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=file, mtime=0) as packed:
                 image.to_stream(packed)
         else:
@@ -134,12 +137,12 @@ def write_segmentation(path: str | Path, segmentation: Segmentation, *, like: Pa
 
 
 def _whole(path: Path, stored: StoredImage) -> NDArray[Any]:
-    """The first volume (X, Y, Z) of labels with the header's scaling applied, as integers of whatever type."""
+    """Return the first volume (X, Y, Z) of labels with the header's scaling applied, as whole numbers of any type."""
     values = stored.array[..., 0]
     size = np.abs(values) if values.dtype.kind == "f" else None
     if stored.needs_scaling:
         product = values.astype(np.float64) * stored.slope
-        # What is subtracted brings its rounding along, however small the difference is.
+        # The rounding error depends on the sizes of both terms, however small their difference is.
         values, size = product + stored.intercept, np.abs(product) + abs(stored.intercept)
     require_finite(path, values)
     if size is None:
@@ -161,7 +164,7 @@ def _storable(path: Path, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype == np.float16:
         return array.astype(np.float32)
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
-        # Few readers know NIfTI's 64-bit integers.
+        # Few readers support NIfTI's 64-bit integers.
         if array.min() < -(2**31) or array.max() >= 2**31:
             raise VolumeError(f"{path}: integers beyond 32 bits are not written, since few programs read them back.")
         return array.astype(np.int32)
@@ -171,7 +174,7 @@ def _storable(path: Path, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _header_of(path: Path) -> Any | None:
-    """The header of the scan that a mask belongs to; None where that is no NIfTI file, whose header says more."""
+    """Return the header of the scan that a mask belongs to; None if the scan is not a NIfTI file."""
     if not is_nifti(path):
         return None
     try:
@@ -182,7 +185,7 @@ def _header_of(path: Path) -> Any | None:
 
 
 def _place(header: Any, affine: NDArray[np.float64], like: Any | None) -> None:
-    """Write ``affine`` into ``header``: as ``like`` says it where that is the same grid, else as sform and qform."""
+    """Write ``affine`` into ``header``, with the fields of ``like`` if its grid is the same."""
     header.set_xyzt_units("mm")
     if like is not None and _repeat(header, affine, like):
         return

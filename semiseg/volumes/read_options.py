@@ -1,4 +1,4 @@
-"""What a person says about a scan besides its files."""
+"""Options for reading a scan, which the user gives besides its files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Paths = str | Path | Sequence[str | Path]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Which series is meant, and what to refuse or to trust.
+    """Options for reading a scan.
 
     Attributes:
-        series: DICOM series to take: a Series Instance UID, or ``NAME=UID,NAME=UID`` for several channels.
-        strict: true refuses a series whose slices would have to be corrected, files that would be left out, and a
-            volume whose header contradicts itself or does not tell left from right; false reads them with warnings.
-        aligned: true for channels that lie in one space although nothing in them says so.
+        series: DICOM series to read: a Series Instance UID, or ``NAME=UID,NAME=UID`` for several channels.
+        strict: If True, a scan is refused if slices would have to be corrected or files left out, or if the header of a
+            volume contradicts itself or does not tell left from right. If False, it is read with warnings.
+        aligned: If True, the user states that all channels lie in one space although the files do not say so.
     """
 
     series: str | None = None

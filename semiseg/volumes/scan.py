@@ -1,6 +1,6 @@
-"""The one opener through which scans come in: files of whatever kind, out come the model's channels.
+"""Opens scans: reads the channels of a model from files of any supported kind.
 
-The command line and the HTTP server both open scans here, so that they accept and refuse the same things.
+The command line and the HTTP server both open scans with this module, so that they accept and refuse the same files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from semiseg.deprecation import RenamedMember, renamed_arguments
 from semiseg.errors import VolumeError
 from semiseg.volumes.alignment import align_channels
 from semiseg.volumes.archives import UnpackLimits, archive_finder, is_zip, unpack_zip_with_names
@@ -36,12 +37,12 @@ class Scan:
     """One scan, ready for a model.
 
     Attributes:
-        channels: a volume for each channel name, in the model's order; all on one grid.
-        series: the DICOM series of the first channel, whose grid it is; None for a volume in one file.
-        decisions: for DICOM: what was decided of each image series among the files.
-        warnings: what was left out, corrected or resampled.
-        source: the file (NIfTI, NRRD, ...) whose grid it is; None for DICOM. One that came in a zip is gone once the
-            scan is open.
+        channels: Volumes by channel name, in the model's order; all on one grid.
+        series: DICOM series of the first channel, which defines the grid; None for a volume in one file.
+        decisions: Decision on each image series among the files, for DICOM.
+        warnings: Descriptions of what was left out, corrected or resampled.
+        source: File (NIfTI, NRRD, ...) that defines the grid; None for DICOM. A file from a zip no longer exists once
+            the scan is open.
     """
 
     channels: dict[str, Volume]
@@ -50,12 +51,16 @@ class Scan:
     warnings: tuple[ScanWarning, ...] = ()
     source: Path | None = None
 
+    remarks = RenamedMember("warnings")
+    verdicts = RenamedMember("decisions")
+
     @property
     def grid(self) -> Volume:
-        """The first channel: its shape and affine are those of the answer."""
+        """The first channel; the result has its shape and affine."""
         return next(iter(self.channels.values()))
 
 
+@renamed_arguments(wishes="options")
 def open_scan(
     paths: Paths | Mapping[str, Paths],
     rules: Mapping[str, SeriesRule] | None = None,
@@ -67,21 +72,21 @@ def open_scan(
     """Open a volume in one file, DICOM files (a folder, a list, a zip of them), or a zip of one such volume.
 
     The file's content decides its type, never its name; :mod:`semiseg.volumes.formats` has the formats of volumes.
-    Files of other kinds beside the scan are ignored, unless their names say that they should be scans: those are
-    remarked on, and refused when ``options.strict``. Of a DICOM study each channel gets the one series that its rule
-    lets through. Segmentations of 3D Slicer beside the scan are left alone.
+    Files of other types beside the scan are ignored; if their names are those of scans, they cause a warning, or an
+    error with ``options.strict``. From a DICOM study each channel gets the only series that its rule accepts.
+    Segmentations of 3D Slicer beside the scan are ignored.
 
     Args:
-        paths: one file or folder, or several files; or those of each channel, by its name.
-        rules: the model's channels in its order, and what a DICOM series has to be to serve each; by default
-            one channel, named ``image``, that any series serves.
-        options: what a person says besides.
-        scratch: an existing folder to unpack zips in (emptied again); None for the system's.
-        limits: how much a zip may hold.
+        paths: One file or folder, or several files; or the paths of each channel, by channel name.
+        rules: Channels of the model in its order, each with the rule that its DICOM series has to meet; by default one
+            channel named ``image`` with a rule that accepts any series.
+        options: Options for reading the scan.
+        scratch: Existing folder in which zips are unpacked; the files are removed again. None for the system's own.
+        limits: Limits on the content of a zip.
 
     Raises:
-        VolumeError: nothing readable, more than one scan, a channel that is missing, unknown, or on a grid that cannot
-            be compared, or whatever the readers refuse.
+        VolumeError: There is nothing readable or more than one scan, a channel is missing, unknown or on a grid that
+            cannot be compared, or a reader refuses a file.
     """
     options = options or ReadOptions()
     if rules is None:
@@ -114,21 +119,21 @@ class _ScanOpener:
         if not zips:
             return self._open(_files(given), {}, given, rules)
         if len(given) > 1:
-            raise VolumeError(f"{zips[0]}: a zip archive is a whole scan; send it alone.")
+            raise VolumeError(f"{zips[0]}: a zip archive must hold a whole scan; send it alone.")
         folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="semiseg-", dir=self.scratch))
         members = unpack_zip_with_names(zips[0], Path(folder), self.limits)
         try:
             return self._open(list(members), members, given, rules)
         except VolumeError as error:
-            # The numbered file is gone by the time anyone reads this.
+            # The numbered file no longer exists when the message is read, so the message names the archive's member.
             raise VolumeError(str(error).replace(f"{folder}{os.sep}", f"{zips[0].name}, member ")) from error
 
     def _open(
         self, files: list[Path], names: Mapping[Path, str], given: list[Path], rules: Mapping[str, SeriesRule]
     ) -> Scan:
-        """Open the one scan in ``files``; ``names`` are those that they have in their zip."""
+        """Open the one scan in ``files``; ``names`` are the names of the files in their zip."""
         volumes = [path for path in files if is_image_file(path)]
-        # Slicer leaves its segmentations beside the scan; one that is alone is told what it is.
+        # Slicer stores its segmentations beside the scan; a segmentation without a scan is opened and described.
         images = [path for path in volumes if not is_seg_nrrd(path)] or volumes
         passed = {*images, *_voxels(files, names, images)}
         objects, left_out = index_files((path for path in files if path not in passed), keep_headers=True)
@@ -161,11 +166,11 @@ class _ScanOpener:
         )
 
     def _image(self, image: ImageFile, unreadable: tuple[ScanWarning, ...], rules: Mapping[str, SeriesRule]) -> Scan:
-        """Open a volume in one file; what is remarkable about it is refused when the options are strict."""
+        """Open a volume in one file; if the options are strict, refuse it if there are warnings."""
         if self.options.series is not None:
             raise VolumeError(
                 f"{image.path}: this is a {format_names([image.path])} file and holds no DICOM series, so no series "
-                "UID can be asked of it."
+                "UID can be given for it."
             )
         stored = read_image_file(image)
         warnings = (*unreadable, *stored.warnings)
@@ -178,12 +183,13 @@ class _ScanOpener:
 
 @contextmanager
 def files_in(path: Path) -> Iterator[dict[Path, str]]:
-    """The files of a folder, of a zip (unpacked while they are looked at), or of a DICOMDIR; or the file itself.
+    """List the files of a folder, of a zip (unpacked within the context), or of a DICOMDIR; or the file itself.
 
-    Those of a zip come with the names that they have in it, others with none ("").
+    Yields:
+        The files, each with its name in the zip; "" for files that do not come from a zip.
 
     Raises:
-        VolumeError: there is no such file or folder, or the archive is refused.
+        VolumeError: There is no such file or folder, or the archive is refused.
     """
     if path.is_file() and is_zip(path) and not is_image_file(path):
         with tempfile.TemporaryDirectory(prefix="semiseg-") as folder:
@@ -193,7 +199,7 @@ def files_in(path: Path) -> Iterator[dict[Path, str]]:
 
 
 def _together(scans: dict[str, Scan], options: ReadOptions, decisions: tuple[SeriesDecision, ...] = ()) -> Scan:
-    """Channels that were read apart, as one scan on the grid of the first."""
+    """Combine channels that were read separately into one scan on the grid of the first."""
     frames = {name: scan.series.frame_of_reference if scan.series else "" for name, scan in scans.items()}
     channels, moved = align_channels({name: scan.grid for name, scan in scans.items()}, frames, aligned=options.aligned)
     warnings = [
@@ -207,45 +213,45 @@ def _together(scans: dict[str, Scan], options: ReadOptions, decisions: tuple[Ser
 
 
 def _named(series: str | None, rules: Mapping[str, SeriesRule]) -> dict[str, str]:
-    """``UID`` or ``NAME=UID,NAME=UID`` as a table."""
+    """Parse ``UID`` or ``NAME=UID,NAME=UID`` into UIDs by channel name."""
     if series is None:
         return {}
     if "=" not in series:
         if len(rules) > 1:
-            raise VolumeError(f"Say which series is which channel: {','.join(f'{name}=UID' for name in rules)}.")
+            raise VolumeError(f"Give the series of each channel: {','.join(f'{name}=UID' for name in rules)}.")
         return dict.fromkeys(rules, series.strip())
     table: dict[str, str] = {}
     for part in series.split(","):
         name, _, uid = (piece.strip() for piece in part.rpartition("="))
         if name not in rules or name in table or not uid:
-            raise VolumeError(f"'{part[:80]}' names no series of a channel; the channels are {', '.join(rules)}.")
+            raise VolumeError(f"'{part[:80]}' does not name the series of a channel; channels: {', '.join(rules)}.")
         table[name] = uid
     return table
 
 
 def _voxels(files: list[Path], names: Mapping[Path, str], images: list[Path]) -> frozenset[Path]:
-    """Files that hold the voxels of a header and nothing of their own, although voxels may look like DICOM."""
+    """Return the files that only hold the voxels of a header; their bytes may happen to look like DICOM."""
     found = detached_data_files({path: names.get(path, "") for path in files}, images)
     if not names and len(files) == 2 and len(images) == 1:
-        # Uploads lose their names, and what DICOM writes begins with its mark.
+        # Uploads lose their names, but a DICOM file starts with a preamble and "DICM".
         found |= {path for path in files if path not in images and read_start(path)[128:132] != b"DICM"}
     return found
 
 
 def _finder(image: Path, files: list[Path], names: Mapping[Path, str], given: list[Path]) -> FileFinder | None:
-    """How the data files of a header are found that came in a zip, or alone with it in an upload."""
+    """Return a function that finds the data files of a header from a zip, or from an upload of two files."""
     if names:
         return archive_finder(image, names)
     others = [path for path in files if path != image]
     if len(given) == 2 and len(others) == 1:
-        # Uploads lose their names: the file that came with the header alone is the one that it means.
+        # Uploads lose their names: the only other file of the upload must be the data file.
         beside = image.parent
         return lambda name: found if (found := beside / name).is_file() else others[0]
     return None
 
 
 def _unreadable(files: list[Path], names: Mapping[Path, str]) -> tuple[ScanWarning, ...]:
-    """A remark on files that are named like scans and are none."""
+    """Warn about files that are named like scans but cannot be read."""
     broken = [
         f"{f'member {path.name}' if names else name}: {describe_file(path, name)}"
         for path, name in ((path, names.get(path, path.name)) for path in files)
@@ -255,19 +261,19 @@ def _unreadable(files: list[Path], names: Mapping[Path, str]) -> tuple[ScanWarni
         return ()
     more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
     text = (
-        f"{len(broken)} file(s) are named like scans and cannot be read ({'; '.join(broken[:3])}{more}); they were "
+        f"{len(broken)} file(s) are named like scans but cannot be read ({'; '.join(broken[:3])}{more}); they were "
         "left out."
     )
     return (ScanWarning("damaged_files", text),)
 
 
 def _nothing(what: object, files: list[Path]) -> str:
-    """The sentence for files of which none is a scan."""
+    """Make the message for files of which none is a scan."""
     if len(files) == 1:
         return f"{what}: {unsupported_file_text(files[0])}."
     kinds = Counter(describe_file(path) for path in files)
     told = f" ({', '.join(f'{count} x {kind}' for kind, count in kinds.most_common(5))})" if kinds else ""
-    return f"{what}: of {len(files)} file(s){told} none is a scan, {supported_inputs_text()}."
+    return f"{what}: none of {len(files)} file(s){told} is a scan, {supported_inputs_text()}."
 
 
 def _listed(paths: Paths) -> list[Path]:
@@ -280,7 +286,7 @@ def _files(given: list[Path]) -> list[Path]:
         if path.is_dir():
             files += sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
         elif path.is_file():
-            # Asked for by itself, the directory of a medium stands for what it lists.
+            # A DICOMDIR that is given alone stands for the files that it lists.
             listed = len(given) == 1 and is_dicom(path) and is_dicomdir(path)
             files += dicomdir_files(path) if listed else [path]
         else:

@@ -1,4 +1,4 @@
-"""What was noticed about a scan or done to it, for the answer that is made from it."""
+"""Warnings about a scan: faults that were found in it and corrections that were made."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ScanWarning:
-    """One thing that the reader of an answer has to know.
+    """One fact about a scan that a user of the result has to know.
 
     Attributes:
-        code: its name for machines, such as ``gantry_tilt``.
-        text: whole sentences, with figures.
+        code: Code for programs, such as ``gantry_tilt``.
+        text: Description in whole sentences, with figures.
     """
 
     code: str

@@ -27,9 +27,9 @@ class SegNrrdSegment:
     """One segment, as the header describes it.
 
     Attributes:
-        name: Name of the segment, or the ID of one without a name.
+        name: Name of the segment, or its ID if it has no name.
         layer: Index of the volume that holds it.
-        value: Value of its voxels; None for any value but 0 (files of older versions of Slicer).
+        value: Value of its voxels; None for any value except 0 (files of older versions of Slicer).
     """
 
     name: str
@@ -37,13 +37,13 @@ class SegNrrdSegment:
     value: int | None
 
     def mask(self, stored: StoredImage) -> NDArray[np.bool_]:
-        """Its voxels (X, Y, Z) in the file's own grid."""
+        """Return the voxels (X, Y, Z) of the segment in the file's own grid."""
         layer: NDArray[Any] = stored.array[..., self.layer]
         return np.asarray(layer != 0 if self.value is None else layer == self.value)
 
 
 def is_seg_nrrd(path: Path) -> bool:
-    """Whether a file is NRRD and describes segments, whatever its name; never raises on content."""
+    """Return True if a file is NRRD and describes segments, whatever its name; never raises on content."""
     if not is_nrrd(read_start(path)):
         return False
     try:
@@ -53,15 +53,15 @@ def is_seg_nrrd(path: Path) -> bool:
 
 
 def parse_segments(header: NrrdHeader) -> tuple[SegNrrdSegment, ...]:
-    """The segments that a header describes, in its order.
+    """Return the segments that a header describes, in its order.
 
     Raises:
-        VolumeError: A layer or value is no number, or the file holds surfaces or fractions.
+        VolumeError: A layer or value is not a number, or the file holds surfaces or fractions.
     """
     pairs = header.pairs
     kind = pairs.get("Segmentation_SourceRepresentation", pairs.get("Segmentation_MasterRepresentation", "")).strip()
     if kind not in ("", "Binary labelmap"):
-        raise VolumeError(f"{header.path}: a Slicer segmentation of the representation '{kind[:40]}' is not read.")
+        raise VolumeError(f"{header.path}: a Slicer segmentation of the representation '{kind[:40]}' is not supported.")
     out: list[SegNrrdSegment] = []
     while f"Segment{len(out)}_ID" in pairs and len(out) < _MAX_SEGMENTS:
         number = len(out)
@@ -75,10 +75,11 @@ def parse_segments(header: NrrdHeader) -> tuple[SegNrrdSegment, ...]:
 
 
 def read_seg_nrrd(path: Path) -> tuple[StoredImage, tuple[SegNrrdSegment, ...]]:
-    """The layers of a Slicer segmentation, and its segments.
+    """Read the layers and segments of a Slicer segmentation.
 
     Raises:
-        VolumeError: see :func:`semiseg.volumes.formats.nrrd.read` and :func:`parse_segments`; or a layer is missing.
+        VolumeError: The file is refused (see :func:`semiseg.volumes.formats.nrrd.read` and :func:`parse_segments`), or
+            a layer is missing.
     """
     header = parse_nrrd(path)
     segments = parse_segments(header)

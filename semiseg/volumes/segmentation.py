@@ -1,4 +1,4 @@
-"""The answer: K named binary segments on a scan's own grid."""
+"""Segmentations: K named binary segments on the grid of a scan."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from semiseg.deprecation import RenamedMember
 from semiseg.errors import InputError, VolumeError
 from semiseg.volumes.volume import check_affine, voxel_ml
 
 PRIVATE_SCHEME = "99SEMISEG"
 PROBABILITY_LEVELS = 255
-"""Probabilities are kept in 255ths: one byte a voxel, finer than any network is calibrated."""
+"""Probabilities are stored as multiples of 1/255: one byte per voxel, finer than the calibration of any network."""
 
 
 class ConceptCode(BaseModel):
     """A coded concept (DICOM PS3.3 section 8).
 
     Attributes:
-        value: the code.
-        scheme: who gave it: SCT for SNOMED CT, DCM for DICOM.
-        meaning: the same in words.
+        value: Code value.
+        scheme: Coding scheme: SCT for SNOMED CT, DCM for DICOM.
+        meaning: Code meaning in words.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,15 +40,15 @@ class Segment(BaseModel):
     """One structure that a model outlines.
 
     Attributes:
-        name: what it is called.
-        label: the integer that stands for it in a label map (1..255).
-        values: for a region, the values of a reference label map that it is made of (whole tumour: oedema, core and
-            enhancing part). Regions may overlap; a segment without values is one value, its label, and excludes others.
-        painted: for a region, its value where all regions are to be one label map: each is painted with its own over
-            those before it. None: nobody declared one.
-        colour: red, green and blue, 0 to 255, in pictures and viewers.
-        category, type: the DICOM codes of a SEG's Segmented Property Category and Type (PS3.3 C.8.20.2); see
-            :attr:`coded_type` for a segment without one.
+        name: Name of the structure.
+        label: Value of the structure in a label map (1..255).
+        values: Values of a reference label map that make up a region (whole tumour: oedema, core and enhancing part).
+            Regions may overlap. A segment without values has one value, its label, and excludes the other segments.
+        painted: Value of a region if all regions are painted into one label map, each with its own value over those
+            before it; None if no value was declared.
+        colour: Red, green and blue, 0 to 255, in pictures and viewers.
+        category, type: DICOM codes of a SEG's Segmented Property Category and Type (PS3.3 C.8.20.2); see
+            :attr:`coded_type` for a segment without a type.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,39 +63,39 @@ class Segment(BaseModel):
 
     @property
     def coded_type(self) -> ConceptCode:
-        """Its type; without one a code of a private scheme (PS3.16 8.2) that means its name and is always the same."""
+        """Code of the type; if there is none, a private code (PS3.16 8.2) that depends on the name alone."""
         value = hashlib.sha256(self.name.casefold().encode()).hexdigest()[:15].upper()
         return self.type or ConceptCode(value=f"S{value}", scheme=PRIVATE_SCHEME, meaning=self.name)
 
     @property
     def reference_values(self) -> tuple[int, ...]:
-        """The values of a reference label map that belong to it."""
+        """Values of a reference label map that belong to the segment."""
         return self.values or (self.label,)
 
     @property
     def display_name(self) -> str:
-        """Its values and its name, for a sentence: ``2+3 core``."""
+        """Values and name as text for messages: ``2+3 core``."""
         return f"{'+'.join(map(str, self.reference_values))} {self.name}"
 
 
 def are_overlapping(segments: Sequence[Segment]) -> bool:
-    """Whether the segments are regions, of which a voxel may belong to several."""
+    """Return True if the segments are regions, so that a voxel may belong to several of them."""
     return any(segment.values for segment in segments)
 
 
 def painted_values(segments: Sequence[Segment]) -> list[int]:
-    """For each region the value that it is painted with where all are to be one label map.
+    """Return the value with which each region is painted into one label map.
 
     Raises:
-        InputError: nobody declared one.
+        InputError: A region has no declared value.
     """
     values = [segment.painted for segment in segments if segment.painted is not None]
     if len(values) < len(segments):
         silent = [segment.name for segment in segments if segment.painted is None]
         raise InputError(
-            f"{', '.join(silent)} may overlap other regions, and it is not declared how all are painted into one label "
-            "map: ask for nifti, which has a mask for each, or train with a value for each region under `segments` in "
-            "the recipe (painted: 2) or in `regions_class_order` of dataset.json."
+            f"{', '.join(silent)} may overlap other regions, and there are no declared values for painting all into "
+            "one label map: request the format nifti, which has a mask for each, or train with a value for each region "
+            "under `segments` in the recipe (painted: 2) or in `regions_class_order` of dataset.json."
         )
     return values
 
@@ -104,18 +105,20 @@ class Segmentation:
     """K named binary segments on one grid.
 
     Attributes:
-        segments: the K segments in order.
-        array: exclusive classes are one label map, uint8 (X, Y, Z), holding ``Segment.label`` or 0; overlapping regions
-            are K masks, bool (K, X, Y, Z).
-        affine: (4, 4), voxel indices to RAS+ mm.
-        probabilities: uint8 (K, X, Y, Z), how probable the network found each segment, in 255ths; None where nobody
-            asked. They are the network's own: what postprocessing removed or filled does not show in them.
+        segments: The K segments in order.
+        array: One label map, uint8 (X, Y, Z), with ``Segment.label`` or 0 for exclusive classes; K masks, bool
+            (K, X, Y, Z), for overlapping regions.
+        affine: (4, 4) matrix from voxel indices to RAS+ mm.
+        probabilities: Probability of each segment as multiples of 1/255, uint8 (K, X, Y, Z); None if not requested.
+            They are the network's output: postprocessing does not change them.
     """
 
     segments: tuple[Segment, ...]
     array: NDArray[Any]
     affine: NDArray[np.float64]
     probabilities: NDArray[np.uint8] | None = None
+
+    millilitres = RenamedMember("volumes_ml")
 
     def __post_init__(self) -> None:
         check_affine(np.asarray(self.affine, dtype=np.float64))
@@ -131,26 +134,26 @@ class Segmentation:
 
     @property
     def exclusive(self) -> bool:
-        """Whether each voxel belongs to at most one segment (a label map)."""
+        """True if each voxel belongs to at most one segment (a label map)."""
         return self.array.ndim == 3
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along X, Y, Z."""
+        """Number of voxels along X, Y, Z."""
         x, y, z = self.array.shape[-3:]
         return (x, y, z)
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """The binary mask (X, Y, Z) of segment ``index`` (0-based)."""
+        """Return the binary mask (X, Y, Z) of segment ``index`` (0-based)."""
         if self.exclusive:
             return np.asarray(self.array == self.segments[index].label)
         return np.asarray(self.array[index], dtype=bool)
 
     def label_map(self) -> NDArray[np.uint8]:
-        """One uint8 (X, Y, Z): exclusive segments by their labels, regions painted one over the other in their order.
+        """Return one label map, uint8 (X, Y, Z), into which regions are painted one over the other in their order.
 
         Raises:
-            InputError: see :func:`painted_values`.
+            InputError: See :func:`painted_values`.
         """
         if self.exclusive:
             return self.array.astype(np.uint8)
@@ -160,7 +163,7 @@ class Segmentation:
         return out
 
     def volumes_ml(self) -> dict[str, float]:
-        """Volume of each segment in ml, by name."""
+        """Return the volume of each segment in ml, by name."""
         unit = voxel_ml(self.affine)
         return {s.name: float(np.count_nonzero(self.mask(k)) * unit) for k, s in enumerate(self.segments)}
 
@@ -168,7 +171,7 @@ class Segmentation:
 def segmentation_from_labels(
     segments: tuple[Segment, ...], labels: NDArray[Any], affine: NDArray[np.float64]
 ) -> Segmentation:
-    """What a reference label map (X, Y, Z) says of ``segments``; other values are background."""
+    """Make the segmentation of ``segments`` from a reference label map (X, Y, Z); other values are background."""
     masks = [np.isin(labels, segment.reference_values) for segment in segments]
     if are_overlapping(segments):
         return Segmentation(segments, np.stack(masks), affine)

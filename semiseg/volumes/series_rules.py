@@ -1,6 +1,6 @@
-"""Which series of a study is meant: the one named by its UID, or the only one that a declared rule lets through.
+"""Selects the series of a study: the one named by its UID, or the only one that a declared rule accepts.
 
-Nothing is ever chosen among several that fit, and every series gets its reason.
+If several series fit, none is selected. The decision on every series has a reason.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from semiseg.volumes.dicom_index import DicomObject
 
 Positive = Annotated[float, Field(gt=0)]
 Orientation = Literal["sagittal", "coronal", "axial"]
-_ORIENTATIONS: tuple[Orientation, ...] = ("sagittal", "coronal", "axial")  # by the axis of the patient that is sliced
+_ORIENTATIONS: tuple[Orientation, ...] = ("sagittal", "coronal", "axial")  # by the patient axis normal to the slices
 
 
 class SeriesRule(BaseModel):
-    """What a series has to be to serve a channel; what is not said does not matter.
+    """Conditions that a series has to meet to serve a channel; None or an empty value accepts every series.
 
     Attributes:
-        modality: such as ``MR`` or ``CT`` (PS3.3 C.7.3.1.1.1).
-        description: patterns with ``*`` and ``?``, one of which its Series Description matches, whatever the case.
-        not_description: patterns none of which it matches.
-        body_part: such patterns for Body Part Examined (PS3.3 C.7.3.1).
-        orientation: the nearest plane of its slices.
-        slice_gap: smallest and largest distance of neighbouring slices, in mm (their median).
-        pixel_spacing: the same within a slice.
-        least_slices, most_slices: as many slices or more, and as many or fewer.
-        not_image_type: values of Image Type (PS3.3 C.7.6.1.1.2) that rule a series out.
+        modality: Modality, such as ``MR`` or ``CT`` (PS3.3 C.7.3.1.1.1).
+        description: Patterns with ``*`` and ``?``, at least one of which must match the Series Description,
+            ignoring case.
+        not_description: Patterns none of which may match the Series Description.
+        body_part: Patterns at least one of which must match Body Part Examined (PS3.3 C.7.3.1).
+        orientation: Anatomical plane nearest to the slices.
+        slice_gap: Smallest and largest allowed median distance of neighbouring slices, in mm.
+        pixel_spacing: Smallest and largest allowed distance of pixels within a slice, in mm.
+        least_slices, most_slices: Smallest and largest allowed number of slices.
+        not_image_type: Values of Image Type (PS3.3 C.7.6.1.1.2) that exclude a series.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,15 +53,15 @@ class SeriesRule(BaseModel):
     not_image_type: tuple[str, ...] = ("LOCALIZER",)
 
     def mismatch(self, series: SeriesCandidate) -> str:
-        """Why a series may not serve, as part of a sentence; "" if it may."""
+        """Give the reason why a series does not fit, as part of a sentence; "" if it fits."""
         if wrong := self.modality_mismatch(series):
             return wrong
         if self.description and not _matches(series.description, self.description):
             return f"its description '{series.description}' matches none of {', '.join(self.description)}"
         if _matches(series.description, self.not_description):
-            return f"its description '{series.description}' is among those ruled out"
+            return f"its description '{series.description}' is excluded"
         if self.body_part and not _matches(series.body_part, self.body_part):
-            part = f"'{series.body_part}'" if series.body_part else "not said"
+            part = f"'{series.body_part}'" if series.body_part else "not given"
             return f"its body part is {part} and matches none of {', '.join(self.body_part)}"
         types = series.image_types & {name.upper() for name in self.not_image_type}
         if types:
@@ -72,7 +73,7 @@ class SeriesRule(BaseModel):
         return self._geometry_mismatch(series)
 
     def modality_mismatch(self, series: SeriesCandidate) -> str:
-        """The same for the modality alone, which holds whoever chooses."""
+        """Give the reason why the modality does not fit; this is checked for a series chosen by its UID, too."""
         if self.modality and series.modality.upper() != self.modality.upper():
             return f"its modality is {series.modality} and not {self.modality}"
         return ""
@@ -83,21 +84,21 @@ class SeriesRule(BaseModel):
         for words, name in (("slices lie", "slice_gap"), ("pixels lie", "pixel_spacing")):
             limits, found = getattr(self, name), getattr(series, name)
             if limits and not (found and limits[0] <= found <= limits[1]):
-                measured = f"{found:.3g} mm" if found else "nobody knows how far"
+                measured = f"{found:.3g} mm" if found else "an unknown distance"
                 return f"its {words} {measured} apart and not {limits[0]:g} to {limits[1]:g} mm"
         return ""
 
 
 @dataclass(frozen=True)
 class SeriesCandidate:
-    """The images of one series among some files, as their headers describe them; and what else claims its UID."""
+    """The objects among some files that have one Series Instance UID, as their headers describe them."""
 
     uid: str
     objects: tuple[DicomObject, ...]
 
     @property
     def modality(self) -> str:
-        """Its modality."""
+        """Modality."""
         return self.objects[0].modality
 
     @property
@@ -112,23 +113,23 @@ class SeriesCandidate:
 
     @property
     def images(self) -> tuple[DicomObject, ...]:
-        """Its image objects."""
+        """Objects that are images."""
         return tuple(one for one in self.objects if one.non_image_kind is None)
 
     @property
     def slices(self) -> int:
-        """Frames of its images, those included that do not say where they lie."""
+        """Number of frames of the images, including frames without a position."""
         return sum(one.frames for one in self.images)
 
     @property
     def image_types(self) -> frozenset[str]:
-        """Values of Image Type that all of its images have."""
+        """Values of Image Type that all images have."""
         values = [frozenset(_values(one.image_type)) for one in self.images]
         return frozenset.intersection(*values) if values else frozenset()
 
     @cached_property
     def orientation(self) -> Orientation | None:
-        """The nearest plane of its slices; None where they are of several, or do not say."""
+        """Anatomical plane nearest to the slices; None if they have several or no orientation."""
         found = {
             _ORIENTATIONS[int(np.abs(np.cross(plane.along_row, plane.along_column)).argmax())]
             for one in self.images
@@ -138,7 +139,7 @@ class SeriesCandidate:
 
     @cached_property
     def slice_gap(self) -> float | None:
-        """Median distance of neighbouring slices in mm; None where they make no stack."""
+        """Median distance of neighbouring slices in mm; None if they do not make a stack."""
         planes = [plane for one in self.images for plane in one.planes]
         if len(planes) < 2:
             return None
@@ -149,25 +150,25 @@ class SeriesCandidate:
 
     @property
     def pixel_spacing(self) -> float | None:
-        """The larger distance of pixels in mm; None where it is not said."""
+        """Larger distance of pixels in mm; None if it is not given."""
         spacings = [max(p.row_spacing, p.column_spacing) for one in self.images for p in one.planes]
         return max(spacings, default=None)
 
     @property
     def name(self) -> str:
-        """For a sentence."""
+        """Name of the series for messages."""
         return f"Series {self.uid or 'without UID'} ({self.modality}, {self.description or 'no description'})"
 
 
 @dataclass(frozen=True)
 class SeriesDecision:
-    """What was decided of one series.
+    """Decision on one series.
 
     Attributes:
         uid: Series Instance UID.
         description: Series Description.
-        channel: which channel it serves; None where it serves none.
-        reason: why, as a sentence.
+        channel: Name of the channel that it serves; None if it serves none.
+        reason: Reason as a sentence.
     """
 
     uid: str
@@ -177,7 +178,7 @@ class SeriesDecision:
 
 
 def group_by_series(objects: Sequence[DicomObject]) -> list[SeriesCandidate]:
-    """The series that some objects belong to, in the order in which they first occur."""
+    """Group objects by their series, in the order in which the series first occur."""
     members: dict[str, list[DicomObject]] = {}
     for one in objects:
         members.setdefault(one.series, []).append(one)
@@ -187,19 +188,19 @@ def group_by_series(objects: Sequence[DicomObject]) -> list[SeriesCandidate]:
 def select_series(
     found: Sequence[SeriesCandidate], rules: Mapping[str, SeriesRule], named: Mapping[str, str] | None = None
 ) -> tuple[dict[str, SeriesCandidate], tuple[SeriesDecision, ...]]:
-    """A series for each channel.
+    """Select a series for each channel.
 
     Args:
-        found: the series of a study.
-        rules: for each channel, in order, what its series has to be.
-        named: Series Instance UIDs of channels for which a person has chosen; a rule's modality holds all the same.
+        found: Series of a study.
+        rules: Rule of each channel, in order.
+        named: Series Instance UIDs that the user has chosen, by channel; the modality of the rule still applies.
 
     Returns:
-        The series by channel, and what was decided of each image series.
+        The series by channel, and the decision on each image series.
 
     Raises:
-        VolumeError: an unknown UID, no images at all, a channel that none or several series fit, or one series for
-            two channels; with the reason for each series.
+        VolumeError: A UID is unknown, there are no images, none or several series fit a channel, or one series fits two
+            channels. The message gives the reason for each series.
     """
     named = named or {}
     images = [one for one in found if one.images]
@@ -208,15 +209,15 @@ def select_series(
         raise VolumeError(f"{found[0].objects[0].path}: no images among the DICOM files, only: {kinds}.")
     if not named and len(images) > 2 and all(one.slices == 1 for one in images):
         raise VolumeError(
-            f"Each of the {len(images)} images has a Series Instance UID of its own, so nothing says that they are "
+            f"Each of the {len(images)} images has a Series Instance UID of its own, so nothing shows that they are "
             "slices of one series (some anonymisers and exporters do this). Give the slices of a series one UID, and "
             "send them again."
         )
     if len(images) < len(rules):
         missing = [name for name, rule in rules.items() if all(rule.mismatch(one) for one in images)]
-        told = f"; nothing fits {', '.join(missing)}" if missing else ""
+        told = f"; no series fits {', '.join(missing)}" if missing else ""
         raise VolumeError(
-            f"The model takes the channels {', '.join(rules)}, each from a series of its own, and the files hold "
+            f"The model takes the channels {', '.join(rules)}, each from a separate series, but the files hold "
             f"{len(images)} image series ({_listed(images)}){told}."
         )
     chosen: dict[str, SeriesCandidate] = {}
@@ -244,22 +245,22 @@ def select_series(
     if len(set(uids)) < len(uids):
         twice = next(one for one in chosen.values() if uids.count(one.uid) > 1)
         names = ", ".join(f"'{channel}'" for channel, one in chosen.items() if one is twice)
-        raise VolumeError(f"{twice.name} fits the channels {names}; each needs a series of its own.")
+        raise VolumeError(f"{twice.name} fits the channels {names}; each needs a separate series.")
     return chosen, tuple(_decision_on(one, images, chosen, named, reasons) for one in images)
 
 
 def _unusable(one: SeriesCandidate, images: Sequence[SeriesCandidate]) -> str:
-    """Why a series that a rule lets through cannot serve; of the only one there is the reader says more."""
+    """Give the reason why a series without positions does not fit; "" for an only series, which the reader refuses."""
     if len(images) == 1 or any(image.planes for image in one.images):
         return ""
-    return "none of its images is a grey-value image that says where it lies"
+    return "none of its images is a grey-value image with a position"
 
 
 def _named(uid: str, found: Sequence[SeriesCandidate], rule: SeriesRule) -> SeriesCandidate:
     for one in found:
         if one.uid == uid:
             if not one.images:
-                raise VolumeError(f"{one.name} is no image but a {one.objects[0].non_image_kind}.")
+                raise VolumeError(f"{one.name} is not an image but a {one.objects[0].non_image_kind}.")
             if wrong := rule.modality_mismatch(one):
                 raise VolumeError(f"{one.name} does not fit: {wrong}.")
             return one
@@ -276,14 +277,14 @@ def _decision_on(
     for channel, series in chosen.items():
         if series is one:
             if channel in named:
-                reason = "It was asked for by its UID."
+                reason = "It was requested by its UID."
             elif len(images) == 1:
                 reason = "It is the only image series."
             else:
                 reason = f"It is the only one of {len(images)} image series that fits."
             return SeriesDecision(one.uid, one.description, channel, reason)
     told = {against[one.uid] for against in reasons.values() if against[one.uid]}
-    reason = f"Left out: {'; '.join(sorted(told))}." if told else "Left out: another series was asked for by its UID."
+    reason = f"Left out: {'; '.join(sorted(told))}." if told else "Left out: another series was requested by its UID."
     return SeriesDecision(one.uid, one.description, None, reason)
 
 

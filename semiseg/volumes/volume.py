@@ -1,4 +1,4 @@
-"""One scan on its own grid: an array and where its voxels are in the patient."""
+"""Volumes: arrays with the affine that gives the position of their voxels in the patient."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from semiseg.errors import VolumeError
 
 GRID_TOLERANCE = 0.1
-"""Share of a voxel by which centres may lie apart and still be one place: positions are written with few decimals."""
+"""Largest distance, as a share of a voxel, of centres that count as equal: positions are written with few decimals."""
 
 
 def format_shape(shape: Sequence[int]) -> str:
-    """As a person writes it: ``96x96x64``."""
+    """Return a shape as text: ``96x96x64``."""
     return "x".join(str(side) for side in shape)
 
 
@@ -26,11 +26,11 @@ class Volume:
     """A single-channel 3D image.
 
     Attributes:
-        array: voxel values, shape (X, Y, Z), any real dtype, in the order of the file's own axes.
-        affine: (4, 4) float64; maps voxel indices to millimetres in RAS+ world coordinates (NIfTI's convention).
+        array: Voxel values, shape (X, Y, Z), any real dtype, in the order of the file's own axes.
+        affine: (4, 4) float64 matrix from voxel indices to mm in RAS+ world coordinates (NIfTI's convention).
 
     Raises:
-        VolumeError: the array is not 3D, is empty, or the affine is not finite and invertible.
+        VolumeError: The array is not 3D or is empty, or the affine is not finite and invertible.
     """
 
     array: NDArray[Any]
@@ -47,7 +47,7 @@ class Volume:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along X, Y, Z of the file's own axes."""
+        """Number of voxels along X, Y, Z of the file's own axes."""
         x, y, z = self.array.shape
         return (x, y, z)
 
@@ -71,12 +71,13 @@ def check_affine(affine: NDArray[np.float64]) -> None:
     """Refuse an affine that cannot place voxels in space.
 
     Raises:
-        VolumeError: wrong shape, a value that is not finite, a last row other than (0, 0, 0, 1), or no volume.
+        VolumeError: The affine has a wrong shape, a value that is not finite or a last row other than (0, 0, 0, 1), or
+            is singular.
     """
     if affine.shape != (4, 4):
         raise VolumeError(f"An affine is a 4x4 matrix; this one has shape {affine.shape}.")
     if not np.isfinite(affine).all():
-        raise VolumeError("The affine holds values that are not finite, so the voxels have no place in space.")
+        raise VolumeError("The affine holds values that are not finite, so the voxels have no position in space.")
     if not np.allclose(affine[3], (0, 0, 0, 1)):
         raise VolumeError(f"The last row of an affine is (0, 0, 0, 1); this one is {affine[3].tolist()}.")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
@@ -85,33 +86,33 @@ def check_affine(affine: NDArray[np.float64]) -> None:
 
 
 def affine_spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Length in mm of one voxel step along each axis of ``affine`` (4, 4)."""
+    """Return the length in mm of one voxel step along each axis of ``affine`` (4, 4)."""
     x, y, z = (float(v) for v in np.linalg.norm(affine[:3, :3], axis=0))
     return (x, y, z)
 
 
 def affine_axcodes(affine: NDArray[np.float64]) -> str:
-    """Nearest anatomical direction of each axis of ``affine`` (4, 4), such as ``"RAS"``."""
+    """Return the nearest anatomical direction of each axis of ``affine`` (4, 4), such as ``"RAS"``."""
     return "".join(nio.aff2axcodes(affine))
 
 
 def voxel_ml(affine: NDArray[np.float64]) -> float:
-    """Millilitres in one voxel of ``affine`` (4, 4)."""
+    """Return the volume of one voxel of ``affine`` (4, 4) in millilitres."""
     return float(abs(np.linalg.det(affine[:3, :3])) / 1000.0)
 
 
 def reorient(
     array: NDArray[Any], affine: NDArray[np.float64], axcodes: str
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Permute and flip the last three axes of ``array`` so that they point along ``axcodes``; never rotates.
+    """Permute and flip the last three axes of ``array`` so that they point along ``axcodes``, without rotation.
 
     Args:
-        array: (..., X, Y, Z).
-        affine: (4, 4) of the array's grid.
-        axcodes: three letters such as ``"RAS"``.
+        array: (..., X, Y, Z) array.
+        affine: (4, 4) affine of the array's grid.
+        axcodes: Three letters such as ``"RAS"``.
 
     Returns:
-        The reoriented view of the array and the affine of its grid: every voxel keeps its world coordinates.
+        The reoriented view of the array and the affine of its grid; every voxel keeps its world coordinates.
     """
     transform = nio.ornt_transform(nio.io_orientation(affine), nio.axcodes2ornt(axcodes))
     shape = array.shape[-3:]
@@ -126,9 +127,9 @@ def reorient(
 
 
 def corner_distance(a: ArrayLike, b: ArrayLike, shape: Sequence[int]) -> float:
-    """How far apart two affines (4, 4) place the corners of a grid of ``shape``, in voxels of ``b``.
+    """Return the largest distance between the corners of a grid of ``shape`` under two affines, in voxels of ``b``.
 
-    Infinite where an affine is singular or not finite.
+    The distance is infinite if an affine (4, 4) is singular or not finite.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if not (np.isfinite(first).all() and np.isfinite(second).all()) or np.linalg.det(second) == 0:
@@ -138,10 +139,10 @@ def corner_distance(a: ArrayLike, b: ArrayLike, shape: Sequence[int]) -> float:
 
 
 def same_grid(a: ArrayLike, b: ArrayLike, shape: Sequence[int] | None = None) -> bool:
-    """Whether two affines place the voxels of a grid at the same points, to :data:`GRID_TOLERANCE`.
+    """Return True if two affines place the voxels of a grid at the same points, within :data:`GRID_TOLERANCE`.
 
     Args:
-        a, b: (4, 4).
-        shape: Voxels along each axis; 512 each where it is not given.
+        a, b: (4, 4) affines.
+        shape: Number of voxels along each axis; by default 512 along each.
     """
     return corner_distance(a, b, shape or (512, 512, 512)) <= GRID_TOLERANCE

@@ -1,1 +1,1 @@
-"""The PACS side: studies come in, are sent to servers of `semiseg serve`, and their segmentations go out."""
+"""Gateway between a PACS and servers of `semiseg serve`: receives studies, has them segmented, delivers the results."""

@@ -1,4 +1,4 @@
-"""Our side of every DIMSE association: who we say we are, what ends one, and what became of one that was asked for."""
+"""The gateway's application entity: its identification, and the request and abort of DIMSE associations."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from semiseg.errors import SemisegError
 from server.gateway.config import DimseDestination
 from server.gateway.tls import client_context
 
-# PS3.7 D.3.3.2; a UUID as PS3.5 B.2 allows. It stays the same as long as the conformance statement does.
+# PS3.7 D.3.3.2; derived from a UUID (PS3.5 B.2). It changes only with the conformance statement.
 IMPLEMENTATION_CLASS = "2.25.279520917705210394514673571246121522162"
 SERVICE_PROVIDER, INVALID_VALUE = 0x02, 0x06  # source and reason of an A-ABORT (PS3.8 table 9-26)
 
 _LOG = logging.getLogger("semiseg.gateway")
 
 
-class AssociationFailed(SemisegError):  # noqa: N818 - it is tried again
-    """There is no association; the message is the end of a sentence that begins with the other side's name."""
+class AssociationFailed(SemisegError):  # noqa: N818 - it is retried
+    """No association was established; the message is the end of a sentence that begins with the peer's name."""
 
 
 class NoContextAccepted(AssociationFailed):
-    """The other side accepted the association and none of its presentation contexts."""
+    """The peer accepted the association but none of its presentation contexts."""
 
 
 def create_application_entity(title: str, *, seconds: float = 30.0) -> AE:
-    """An application entity that waits ``seconds`` for a connection, an association and an answer."""
+    """Create an application entity that waits ``seconds`` for a connection, an association and a response."""
     made = AE(ae_title=title)
     made.implementation_class_uid = IMPLEMENTATION_CLASS
     made.implementation_version_name = f"SEMISEG {version('semiseg')}"[:16]
@@ -50,23 +50,29 @@ def associate(
     roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
     contexts: Sequence[PresentationContext] = (),
 ) -> Association:
-    """An association with an archive, for what was asked of ``ours``, in the ``roles`` that are not the usual ones.
+    """Establish an association with an archive.
 
-    With ``contexts`` these are asked for instead: ``ours`` would merge several of one abstract syntax into one.
+    The received PDUs are recorded, because pynetdicom reports an association as aborted, without a reason, both when
+    there was no connection and when the archive rejected it and closed the connection quickly.
 
-    What came over the line is kept here: pynetdicom calls an association aborted, without a reason, when there was no
-    connection, and also when the archive rejected it and hung up before its own thread had looked.
+    Args:
+        ours: Application entity of the gateway; its requested contexts are proposed.
+        to: Archive.
+        handlers: Event handlers of pynetdicom.
+        roles: Role selections that differ from the default.
+        contexts: Presentation contexts to propose instead, since ``ours`` would merge several contexts of one abstract
+            syntax into one.
 
     Raises:
-        AssociationFailed: the archive does not answer, or says no.
-        NoContextAccepted: it takes none of the presentation contexts.
-        InputError: our certificate cannot be used.
+        AssociationFailed: The archive does not answer, or rejects the association.
+        NoContextAccepted: The archive accepts none of the presentation contexts.
+        InputError: The gateway's certificate cannot be used.
     """
     heard: list[object] = []
     connected = threading.Event()
 
     def connect(event: evt.Event) -> None:
-        event.assoc.dul.name = f"DUL@{to.host}"  # for the lines of the log that keep back what pynetdicom said
+        event.assoc.dul.name = f"DUL@{to.host}"  # named in the log where the text of pynetdicom is withheld
         abort_on_invalid_message(event.assoc, partial(_LOG.warning, "%s at %s: %s", to.ae_title, to.host))
         connected.set()
 
@@ -83,43 +89,47 @@ def associate(
             evt_handlers=[*handlers, (evt.EVT_CONN_OPEN, connect), (evt.EVT_PDU_RECV, hear)],
             tls_args=None if to.tls is None else (client_context(to.tls), to.host),
         )
-    except OSError:  # pynetdicom looks the name up before it opens its connection
-        raise AssociationFailed("does not answer: nobody knows its name; check `host`, and the name service") from None
+    except OSError:  # pynetdicom resolves the name before it opens the connection
+        raise AssociationFailed(
+            "does not answer: its name cannot be resolved; check `host` and the name service"
+        ) from None
     if association.is_established:
         association.unbind(evt.EVT_PDU_RECV, hear)
         return association
     if not connected.is_set():
-        trusted = "" if to.tls is None else ", or not with TLS and a certificate that can be trusted"
+        trusted = "" if to.tls is None else ", or not with TLS and a trusted certificate"
         raise AssociationFailed(f"does not answer{trusted}")
     if not heard:
-        raise AssociationFailed("takes the connection and gives no DICOM answer (is it the port, and does it want TLS)")
+        raise AssociationFailed(
+            "accepts the connection but does not answer in DICOM (check the port, and whether it requires TLS)"
+        )
     if isinstance(heard[0], A_ASSOCIATE_RJ):
         raise AssociationFailed(f"rejected the association ({heard[0].reason_str})")
     if isinstance(heard[0], A_ASSOCIATE_AC):
-        raise NoContextAccepted("takes nothing of what is meant for it")
-    raise AssociationFailed("broke the association off")
+        raise NoContextAccepted("accepts none of the proposed presentation contexts")
+    raise AssociationFailed("ended the association early")
 
 
 def abort_on_invalid_message(association: Association, told: Callable[[str], None]) -> None:
     """Abort an association when a message in it cannot be decoded.
 
-    pynetdicom's reader would end with the error instead, and the association would stay until a time-out.
+    Otherwise, the reader of pynetdicom would end with the error, and the association would stay open until a time-out.
 
     Args:
         association: Association, of either role.
-        told: Function that is told what is wrong, as a sentence without its end.
+        told: Function that is called with the reason, as a sentence without a full stop.
     """
     receive = association.dimse.receive_primitive
 
     def received(primitive: Any) -> None:
         try:
             receive(primitive)
-        except Exception as error:  # noqa: BLE001 - whatever a peer's bytes bring about
-            told(f"a message of it breaks PS3.7 ({type(error).__name__})")
+        except Exception as error:  # noqa: BLE001 - malformed bytes can raise any exception
+            told(f"one of its messages violates PS3.7 ({type(error).__name__})")
             abort = A_ABORT_RQ()
             abort.source, abort.reason_diagnostic = SERVICE_PROVIDER, INVALID_VALUE
             association.dul._send(abort)
-            # What pynetdicom does at an invalid PDU would leave whoever waits for an answer waiting until the time-out.
+            # The reaction of pynetdicom to an invalid PDU would leave a caller waiting until its time-out.
             if (connection := association.dul.socket) is not None:
                 connection.close()
 

@@ -1,4 +1,4 @@
-"""Studies of an archive that are new: found by QIDO-RS (PS3.18 10.6); `retrieving` fetches them."""
+"""Polling of an archive for new studies by QIDO-RS (PS3.18 10.6); :mod:`server.gateway.retrieval` fetches them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from server.gateway.dicomweb import create_dicomweb_client, request_error_text
 from server.gateway.instance_store import parse_count
 from server.gateway.retrieval import STUDY, STUDY_COUNT, list_instances
 
-MAX_STUDIES = 5000  # studies of one look
-SETTLING_PERIODS = (
-    10  # quiet times after which a study whose number of instances goes on changing is shown as in trouble
-)
+MAX_STUDIES = 5000  # maximum number of studies of one query
+# Quiet times after which a study whose number of instances keeps changing is shown as a problem.
+SETTLING_PERIODS = 10
 
 _LOG = logging.getLogger("semiseg.gateway")
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A study of an archive, with monotonic times.
+    """Study in an archive, with monotonic times.
 
     Attributes:
         count: Number of its instances.
-        since: Time since which the number is this one.
-        unsettled_since: Time since which it has not stayed the same for the quiet time.
+        since: Time at which this number was first seen.
+        unsettled_since: Time since which the number has not stayed the same for the quiet time.
     """
 
     count: int
@@ -44,7 +43,7 @@ class _Seen:
 
 
 class ArchivePoller:
-    """Asks one archive again and again, in a thread of its own."""
+    """Polls one archive in a thread of its own."""
 
     def __init__(
         self,
@@ -53,13 +52,13 @@ class ArchivePoller:
         found: Callable[[PolledArchive, str, int], None],
         name_of: Callable[[str], str] = lambda uid: uid,
     ) -> None:
-        """Begin to ask.
+        """Start polling.
 
         Args:
             poll: Configuration of the archive.
             quiet: Seconds for which a study's number of instances has to stay the same.
-            found: Function that is told of each study that has stayed the same, its UID and its number of instances;
-                again at each look.
+            found: Function that is called after each query, for each study whose number of instances has stayed the
+                same, with its UID and this number.
             name_of: Function that returns the name of a study, by its UID.
         """
         self._poll, self._quiet, self._found, self._name_of = poll, quiet, found, name_of
@@ -71,29 +70,29 @@ class ArchivePoller:
         self._thread.start()
 
     def trouble(self) -> str:
-        """Why the archive could not be asked the last time; "" where it could."""
+        """Return the reason why the last query failed; "" if it succeeded."""
         return self._trouble
 
     def unstable_studies(self) -> list[dict[str, Any]]:
-        """Studies that are not fetched, since their number of instances does not stay the same: name, since, why."""
+        """Return the studies that are not fetched because their instance count keeps changing: name, since, why."""
         now = time.monotonic()
         return [
             {
                 "study": self._name_of(uid),
                 "since": time.time() - (now - one.unsettled_since),
-                "why": f"It has not been fetched: its number of instances at {self._poll.name} goes on changing, and "
-                f"was not the same for {self._quiet:g} s. `semiseg gateway again UID --fetch` fetches it as it is.",
+                "why": f"It has not been fetched: its number of instances at {self._poll.name} keeps changing, and "
+                f"has not been constant for {self._quiet:g} s. `semiseg gateway again UID --fetch` fetches it now.",
             }
             for uid, one in list(self._seen.items())
             if now - one.since < self._quiet and now - one.unsettled_since > SETTLING_PERIODS * self._quiet
         ]
 
     def stop(self) -> None:
-        """Ask no more, after the question that is being asked."""
+        """Stop after the request that is in progress."""
         self._stop.set()
 
     def close(self, seconds: float) -> None:
-        """Ask no more, and wait for so many seconds at most."""
+        """Stop, and wait for at most ``seconds`` until the thread has ended."""
         self._stop.set()
         self._thread.join(seconds)
 
@@ -102,11 +101,11 @@ class ArchivePoller:
             try:
                 self._look()
                 self._trouble = ""
-            except Exception as error:  # noqa: BLE001 - the archive answers again some day, and this thread has to live
+            except Exception as error:  # noqa: BLE001 - the archive may work again, and this thread has to go on
                 told = str(error) if isinstance(error, SemisegError) else type(error).__name__
                 told = request_error_text(error) if isinstance(error, RequestException) else told
-                self._trouble = f"It could not be asked: {told}"
-                _LOG.warning("The archive %s could not be asked: %s", self._poll.url, told)
+                self._trouble = f"The query failed: {told}"
+                _LOG.warning("The query of the archive %s failed: %s", self._poll.url, told)
             if self._stop.wait(self._poll.every_seconds):
                 return
 
@@ -128,7 +127,7 @@ class ArchivePoller:
 
 
 def query_instance_counts(poll: PolledArchive) -> dict[str, int]:
-    """The studies of an archive that match, and how many instances each has at present; 0 where it does not say."""
+    """Query the matching studies of an archive and the current number of instances of each; 0 if it is unknown."""
     archive = create_dicomweb_client(poll.url, poll.token)
     today = datetime.date.today()
     earliest = today - datetime.timedelta(days=poll.days - 1)
@@ -149,8 +148,8 @@ def query_instance_counts(poll: PolledArchive) -> dict[str, int]:
 
 
 def _listed(archive: DICOMwebClient, uid: str) -> int:
-    """Number of the instances that an archive lists of a study whose number it does not say."""
+    """Count the listed instances of a study for which the archive reports no number."""
     try:
         return len(list_instances(archive, uid))
-    except (RequestException, ValueError):  # one study must not hide the others; its fetch says what is wrong
+    except (RequestException, ValueError):  # one study must not hide the others; its fetch reports the error
         return 0

@@ -1,4 +1,4 @@
-"""Connections of the DIMSE listener: TLS, sizes of PDUs, limits by address, and data sets that go to the disk."""
+"""Connections of the DIMSE listener: TLS, maximum PDU sizes, limits for each address, and data sets written to disk."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pynetdicom.transport import RequestHandler as Requests
 
 from server.gateway.application_entity import abort_on_invalid_message
 
-MAX_CONTROL_PDU_BYTES = 2**20  # bytes; an association request of 128 contexts with all our syntaxes has a tenth
+MAX_CONTROL_PDU_BYTES = 2**20  # a request of 128 contexts with all supported syntaxes has a tenth
 HANDSHAKE_SECONDS = 10.0
-# Connections beyond the associations that are allowed: who asks for an association there is told that there are too
-# many. One address has fewer of them than there are, so that it cannot take all.
+# Connections beyond the permitted associations, on which an association request is rejected with the reason that the
+# limit is reached. One address may have fewer of them than there are, so that it cannot use all.
 IDLE_CONNECTIONS, IDLE_CONNECTIONS_PER_ADDRESS = 384, 256
 A_ASSOCIATE_RQ = 0x01  # PDU type of an A-ASSOCIATE-RQ (PS3.8 table 9-11)
 
@@ -33,10 +33,10 @@ RejectionCallback = Callable[..., None]
 
 
 class AssociationServer(ThreadedAssociationServer):
-    """A server that no single client can hold up: handshakes are made beside the others, and PDUs have a size."""
+    """Server that no single client can block: TLS handshakes run in separate threads, and the PDU size is limited."""
 
     tls: ssl.SSLContext | None = None
-    # Beyond it the system drops what comes, and a scanner that comes in a crowd waits for half a minute.
+    # The system drops connections beyond this backlog, and a scanner would then wait for half a minute.
     request_queue_size = 128
 
     def __init__(
@@ -48,13 +48,13 @@ class AssociationServer(ThreadedAssociationServer):
         refused: RejectionCallback,
         **options: Any,
     ) -> None:
-        """Listen.
+        """Start to listen.
 
         Args:
             args, options: Arguments of pynetdicom's server.
-            networks: Networks from which somebody may come, None for all.
-            associations, per_address: Numbers of associations that are allowed, in all and from one address.
-            refused: Function that is told of each connection that is refused: the reason, the address, and a sentence.
+            networks: Networks from which connections are accepted; None for all.
+            associations, per_address: Maximum numbers of associations, in all and from one address.
+            refused: Function that is called for each refused connection with the reason, the address and a sentence.
         """
         self._networks, self.refused = networks, refused
         self._most, self._most_of_one = associations + IDLE_CONNECTIONS, per_address + IDLE_CONNECTIONS_PER_ADDRESS
@@ -64,7 +64,7 @@ class AssociationServer(ThreadedAssociationServer):
         super().__init__(*args, **options)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether somebody may come from this address, and there are not too many already that say nothing."""
+        """Return True if the address is permitted and the limits of connections are not reached."""
         address = str(client_address[0])
         if self._networks is not None:
             found = ipaddress.ip_address(address.split("%")[0])
@@ -81,20 +81,20 @@ class AssociationServer(ThreadedAssociationServer):
         return True
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """In the thread of this connection."""
+        """Make the TLS handshake and handle the connection; called in the thread of the connection."""
         if self.tls is not None:
             request.settimeout(HANDSHAKE_SECONDS)
             try:
                 request = self.tls.wrap_socket(request, server_side=True)
             except (OSError, ssl.SSLError) as error:
-                self.refused("tls", str(client_address[0]), f"its connection was no TLS that is wanted ({error})")
+                self.refused("tls", str(client_address[0]), f"the TLS handshake failed ({error})")
                 self.shutdown_request(request)
                 return
         request.settimeout(self.ae.network_timeout)
         super().finish_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that failed concerns nobody else."""
+        """Log the failure of a connection; others are not affected."""
         _LOG.warning("A connection from %s failed", client_address[0], exc_info=True)
 
 
@@ -104,11 +104,11 @@ class _Request(Requests):
     def _create_association(self) -> Association:
         association = super()._create_association()
         address = str(self.client_address[0])
-        # The log names the thread where it keeps back what pynetdicom said.
+        # The log shows the thread's name instead of the text of pynetdicom, which is withheld.
         association.name, association.dul.name = f"AcceptorThread@{address}", f"DUL@{address}"
         connection = association.dul.socket
         assert connection is not None
-        # pynetdicom reads whatever length a peer announces, in pieces of 4 kB.
+        # pynetdicom reads any length that a peer announces, in pieces of 4 kB.
         connection.recv = partial(_read, connection, max(self.ae.maximum_pdu_size, MAX_CONTROL_PDU_BYTES))  # type: ignore[method-assign]
         assert isinstance(self.server, AssociationServer)
         decode = partial(_decoded, association.dul._decode_pdu, address, self.server.refused)
@@ -122,7 +122,7 @@ def _peer_of(association: Association) -> str:
 
 
 def _decoded(decode: Callable[[bytearray], Any], address: str, refused: RejectionCallback, pdu: bytearray) -> Any:
-    """What pynetdicom decodes; of a PDU that it cannot decode, the log gets the titles in it."""
+    """Decode a PDU; record the AE titles of an association request that cannot be decoded."""
     try:
         return decode(pdu)
     except Exception:
@@ -131,25 +131,25 @@ def _decoded(decode: Callable[[bytearray], Any], address: str, refused: Rejectio
             refused(
                 "not understood",
                 address,
-                "its request breaks PS3.8",
+                "its association request violates PS3.8",
                 called=printable_title(called),
                 calling=printable_title(calling),
             )
         else:
-            refused("not understood", address, f"a PDU of type 0x{pdu[0]:02X} breaks PS3.8")
+            refused("not understood", address, f"a PDU of type 0x{pdu[0]:02X} violates PS3.8")
         raise
 
 
 def printable_title(title: bytes) -> str:
-    """A title as it came, with its control characters written out."""
+    """Return an AE title as received, with control characters escaped."""
     return repr(title.rstrip(b" "))[2:-1]
 
 
 def _read(connection: AssociationSocket, largest: int, count: int) -> bytearray:
-    """Exactly so many bytes, or fewer where the connection ends.
+    """Read exactly ``count`` bytes, or fewer if the connection ends.
 
     Raises:
-        OSError: more than a PDU may have, which ends the connection.
+        OSError: A larger PDU than permitted was announced; the error ends the connection.
     """
     if count > largest:
         _LOG.warning("A PDU of %d bytes was announced; the connection is closed", count)
@@ -168,14 +168,14 @@ def _read(connection: AssociationSocket, largest: int, count: int) -> bytearray:
 
 
 class DataSetFile:
-    """The file that a data set is written to while it comes, in the place of pynetdicom's NamedTemporaryFile.
+    """File that a data set is written to while it is received, as a replacement of pynetdicom's NamedTemporaryFile.
 
-    pynetdicom aborts the association when the disk is full. Here the rest of the data set is thrown away instead, and
-    `failed` says why, so that the instance is answered with a status (PS3.4 table B.2-1, A7xx).
+    pynetdicom aborts the association when the disk is full. Here the rest of the data set is discarded instead, and
+    `failed` holds the error, so that the instance is answered with a status (PS3.4 table B.2-1, A7xx).
 
     Attributes:
         name: Path of the file, as text.
-        failed: Error that kept it from being written; None where nothing did.
+        failed: Error while writing the file; None if there was none.
     """
 
     def __init__(self, **_: Any) -> None:
@@ -184,22 +184,22 @@ class DataSetFile:
         self.failed: OSError | None = None
         self._file: BinaryIO | None = None
         try:
-            self._file = Path(self.name).open("xb")  # noqa: SIM115 - it is closed when the data set has come
+            self._file = Path(self.name).open("xb")  # noqa: SIM115 - closed after the data set was received
         except OSError as error:
             self.failed = error
 
     @property
     def file(self) -> DataSetFile:
-        """Object that pynetdicom flushes."""
+        """Return the object that pynetdicom flushes."""
         return self
 
     def write(self, data: bytes) -> int:
-        """Write, or throw away what there is no room for."""
+        """Write data, or discard it after an error."""
         self._tried(lambda file: file.write(data))
         return len(data)
 
     def flush(self) -> None:
-        """Write what is in memory."""
+        """Write buffered data to the file."""
         self._tried(lambda file: file.flush())
 
     def close(self) -> None:
@@ -216,4 +216,4 @@ class DataSetFile:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
-            Path(self.name).unlink(missing_ok=True)  # others need the room
+            Path(self.name).unlink(missing_ok=True)  # frees the space for other instances

@@ -1,7 +1,8 @@
-"""The audit log: who sent, what was decided, what was delivered; a line of JSON for each, never rewritten.
+"""Audit log of receptions, decisions and deliveries: one line of JSON for each event, never rewritten.
 
-It is no log for debugging and holds nothing of a patient: studies and series by the names that `semiseg gateway show`
-takes (keyed hashes), unless the configuration reveals UIDs. A file that grows too large is moved aside.
+It is not a log for debugging and holds no patient data: studies and series appear under the names that
+`semiseg gateway show` accepts (keyed hashes), unless the configuration reveals UIDs. A file that grows too large is
+renamed, and a new one is begun.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ _LOG = logging.getLogger("semiseg.gateway")
 
 
 class AuditLog:
-    """Appends to one file; to be used from any thread."""
+    """Appends events to one file; thread-safe."""
 
     def __init__(self, file: Path, *, largest: int = FILE_BYTES) -> None:
-        """Append to ``file``, and begin a new one when it is larger than ``largest`` bytes."""
+        """Append to ``file``, and begin a new file when it is larger than ``largest`` bytes."""
         self._file, self._largest = file, largest
         self._lock = threading.Lock()
 
     def record(self, event: str, **told: object) -> None:
-        """Write one line, on the disk when this returns; also to the process's log."""
+        """Write one line to the audit log, and to the process's log; the line is on the disk when this returns."""
         moment = time.time()
         line = json.dumps({"time": utc_timestamp(moment), "event": event, **told}) + "\n"
         _LOG.info("%s", event, extra={"fields": told})
@@ -43,7 +44,7 @@ class AuditLog:
                     os.fsync(handle)
                 finally:
                     os.close(handle)
-            except OSError as error:  # a study must not fail for its line; the process's log has it
+            except OSError as error:  # a study must not fail because of the audit log; the process's log has the event
                 _LOG.error("The audit log cannot be written (%s)", error.strerror)
 
     def _aside(self, moment: float) -> Path:

@@ -1,4 +1,4 @@
-"""Delays after failures: later each time, and one for a whole destination that is not well."""
+"""Delays after failures: exponential back-off of single jobs, and a common delay for a destination that fails."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from server.gateway.config import Retry
 
 
 def retry_delay(tries: int, retry: Retry, at_least: float = 0.0) -> float:
-    """Seconds until the next try.
+    """Return the seconds until the next attempt.
 
     Args:
         tries: Number of failures so far, from 1.
-        retry: The configuration's delays.
-        at_least: Seconds that the other side asked for (Retry-After); at most ``retry.longest_seconds`` are granted.
+        retry: Delays of the configuration.
+        at_least: Seconds that the peer asked for (Retry-After); limited to ``retry.longest_seconds``.
     """
     delay = min(retry.first_seconds * 2 ** min(tries - 1, 30), retry.longest_seconds) * random.uniform(0.75, 1.25)
     return max(delay, min(at_least, retry.longest_seconds))
 
 
 class Backoff:
-    """Whether a destination is tried at present; to be used from any thread.
+    """Common delay of everything that waits for one destination; thread-safe.
 
-    While it is not well, one failure after the other lengthens the delay of all that waits for it, so that a thousand
-    results do not knock at a dead archive each on its own. The first success ends the delay for all.
+    Each failure lengthens the delay of everything that waits for the destination, so that a thousand results do not
+    each contact an archive that is down. The first success ends the delay.
     """
 
     def __init__(self, retry: Retry) -> None:
-        """Begin as one that is well, with the delays of ``retry``."""
+        """Start without a failure, with the delays of ``retry``."""
         self.retry = retry
         self._lock = threading.Lock()
         self._failures, self._until, self._trouble = 0, float("-inf"), ""
 
     def trouble(self) -> str:
-        """What is wrong with it; "" where nothing is known to be."""
+        """Return the problem of the destination as a sentence; "" if none is known."""
         with self._lock:
             return self._trouble
 
     def ready(self) -> bool:
-        """Whether it may be tried now."""
+        """Return True if the destination may be contacted now."""
         with self._lock:
             return time.monotonic() >= self._until
 
     def record_failure(self, sentence: str, at_least: float = 0.0) -> float:
-        """It is not well; the seconds for which it is not tried.
+        """Record a failure and return the seconds for which the destination is not contacted.
 
-        Of several that fail at the same time, only the first lengthens the delay.
+        Of several failures at the same time, only the first lengthens the delay.
         """
         with self._lock:
             now = time.monotonic()
@@ -60,7 +60,7 @@ class Backoff:
             return delay
 
     def record_success(self) -> bool:
-        """It answered as it should; True when it had failed before."""
+        """Record a success; return True if the destination had failed before."""
         with self._lock:
             had_failed = self._failures > 0
             self._failures, self._until, self._trouble = 0, float("-inf"), ""

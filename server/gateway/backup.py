@@ -1,4 +1,4 @@
-"""A copy of a gateway's folder that a gateway can go on with, taken while the first one runs."""
+"""Backup of a gateway's state folder, taken while the gateway runs, with which another gateway can continue."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from server.jobs.queue import Queue
 
 
 def back_up(queue: Queue, state: Path, target: Path) -> int:
-    """Copy the state of a gateway to a new folder, which is complete when it is there.
+    """Copy the state of a gateway to a new folder, which appears only when it is complete.
 
-    The queue goes first and the files that its jobs speak of afterwards: what has come in between is in the copy as a
-    study that just arrived. What was delivered in between is delivered once more by whoever goes on with the copy,
-    under the same UIDs. Files are copied and not linked, so that overwriting what is deleted does not reach the copy.
+    The queue is copied first and the files that its jobs name afterwards: instances received in between are in the copy
+    as a study that has just arrived. Results delivered in between are delivered once more, under the same UIDs, by the
+    gateway that continues with the copy. Files are copied and not linked, so that overwriting deleted files (`keep`)
+    does not affect the copy.
 
     Args:
         queue: The gateway's queue.
         state: The gateway's state folder.
-        target: Folder to make.
+        target: Folder to create.
 
     Returns:
         Number of files of studies and results that were copied.
 
     Raises:
-        InputError: the target exists, or cannot be written.
-        QueueError: the queue cannot be read.
+        InputError: The target exists, or cannot be written.
+        QueueError: The queue cannot be read.
     """
     if target.exists():
-        raise InputError(f"{target} exists; name a folder that does not, such as one with today's date.")
+        raise InputError(f"{target} exists; name a new folder, such as one with today's date in its name.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))  # mode 700
@@ -53,7 +54,7 @@ def back_up(queue: Queue, state: Path, target: Path) -> int:
         move_durably(scratch, target)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise InputError(f"The copy {target} cannot be written ({error.strerror}); nothing was left of it.") from None
+        raise InputError(f"The copy {target} cannot be written ({error.strerror}); its parts were deleted.") from None
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -61,7 +62,7 @@ def back_up(queue: Queue, state: Path, target: Path) -> int:
 
 
 def _copy_tree(source: Path, target: Path) -> int:
-    """How many files were copied; none of a folder that was deleted meanwhile, which half of it would misrepresent."""
+    """Return the number of copied files; a folder that was deleted meanwhile is left out, not copied in part."""
     target.mkdir(mode=0o700)
     count = 0
     try:

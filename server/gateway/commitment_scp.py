@@ -1,4 +1,4 @@
-"""Storage commitment as its provider (PS3.4 annex J): what is here is reported as kept, and what is not as missing."""
+"""Storage commitment as SCP (PS3.4 Annex J): stored instances are reported as committed, others as failed."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _LOG = logging.getLogger("semiseg.gateway")
 
 
 class CommitmentProvider:
-    """Answers requests for storage commitment."""
+    """Handles requests for storage commitment."""
 
     def __init__(self, listener: DimseListener, title: str, instance_store: InstanceStore) -> None:
         """Configure the service.
 
         Args:
-            listener: Configuration of the listener, whose senders say where reports go.
-            title: Our AE title.
-            instance_store: The instances that are here.
+            listener: Configuration of the listener, whose senders define where reports are sent.
+            title: AE title of the gateway.
+            instance_store: Store of the instances.
         """
         self._listener, self._title, self._instance_store = listener, title, instance_store
 
     def handle_action(self, event: evt.Event) -> tuple[int, None]:
-        """Storage commitment is asked for (PS3.4 J.3.2): the report follows by itself."""
+        """Handle a request for storage commitment (PS3.4 J.3.2); the report is sent by a thread of its own."""
         if event.action_type != REQUEST_COMMITMENT:
             return NO_SUCH_ACTION, None
         try:
             asked = event.action_information
             transaction, references = asked.TransactionUID, list(asked.ReferencedSOPSequence)
-        except Exception:  # noqa: BLE001 - pydicom has many ways to fail on a data set, and the sender has one answer
+        except Exception:  # noqa: BLE001 - pydicom raises many kinds for a damaged data set
             return PROCESSING_FAILURE, None
         report = Dataset()
         report.TransactionUID = transaction
@@ -83,7 +83,7 @@ class CommitmentProvider:
             finally:
                 other.release()
         except AssociationFailed as why:
-            _LOG.warning("Storage commitment could not be reported to %s, which %s", title, why)
+            _LOG.warning("Storage commitment could not be reported to %s, because it %s", title, why)
         except (OSError, RuntimeError, ValueError) as error:
             _LOG.warning("Storage commitment could not be reported to %s (%s)", title, type(error).__name__)
 

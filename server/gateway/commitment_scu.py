@@ -1,4 +1,4 @@
-"""Storage commitment as its user (PS3.4 Annex J): the request, and reports on whichever association they come."""
+"""Storage commitment as SCU (PS3.4 Annex J): requests, and reports on the same or another association."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ REQUEST_COMMITMENT = 1  # action type (PS3.4 table J.3-1)
 
 
 class CommitmentReports:
-    """Reports of storage commitment that archives send, on whichever association, by transaction."""
+    """Reports of storage commitment that archives send on any association, by transaction."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._reports: dict[str, Dataset] = {}
 
     def add(self, information: Dataset) -> None:
-        """An archive has reported (N-EVENT-REPORT, PS3.4 J.3.3)."""
+        """Add the report of an archive (N-EVENT-REPORT, PS3.4 J.3.3)."""
         with self._changed:
             self._reports[str(information.get("TransactionUID", ""))] = information
-            while len(self._reports) > 1000:  # of those that nobody waits for any more
+            while len(self._reports) > 1000:  # reports that nothing waits for any more
                 self._reports.pop(next(iter(self._reports)))
             self._changed.notify_all()
 
     def handle_event_report(self, event: evt.Event) -> tuple[int, None]:
-        """The handler of pynetdicom for :meth:`add`."""
+        """Handle EVT_N_EVENT_REPORT of pynetdicom; calls :meth:`add`."""
         self.add(event.event_information)
         return 0x0000, None
 
     def wait(self, transaction: str, seconds: float) -> Dataset | None:
-        """The report of a transaction; None when it did not come in time."""
+        """Wait for the report of a transaction; None if it was not received in time."""
         with self._changed:
             self._changed.wait_for(lambda: transaction in self._reports, seconds)
             return self._reports.pop(transaction, None)
@@ -52,17 +52,17 @@ def request_commitment(
     where: str,
     commitments: CommitmentReports,
 ) -> dict[str, str]:
-    """Ask an archive to commit itself to instances.
+    """Request storage commitment for instances from an archive.
 
     Args:
-        association: An association on which Storage Commitment Push was asked for.
+        association: Association for which Storage Commitment Push was negotiated.
         headers: SOP Class UID and SOP Instance UID of each instance.
-        to: The archive.
-        where: The archive's name in sentences.
+        to: Archive.
+        where: Name of the archive in messages.
         commitments: Reports of storage commitment from archives.
 
     Returns:
-        Sentence for each instance without a commitment, by SOP Instance UID.
+        Reason for each instance without a commitment, as a sentence, by SOP Instance UID.
     """
     request = Dataset()
     request.TransactionUID = generate_uid(entropy_srcs=[secrets.token_hex(16)])
@@ -74,10 +74,10 @@ def request_commitment(
         )
     except ValueError:
         return dict.fromkeys(
-            every, f"{where} does not do storage commitment; write `commitment: false` for it in the configuration."
+            every, f"{where} does not support storage commitment; set `commitment: false` for it in the configuration."
         )
     if "Status" not in status:
-        return dict.fromkeys(every, f"{where} gave no answer to the request for storage commitment.")
+        return dict.fromkeys(every, f"{where} did not answer the request for storage commitment.")
     if status.Status != 0x0000 and not dimse_statuses.is_warning(status.Status):
         told = dimse_statuses.describe(status.Status)
         return dict.fromkeys(every, f"{where} refused the request for storage commitment with status {told}.")
@@ -85,7 +85,8 @@ def request_commitment(
     if report is None:
         return dict.fromkeys(
             every,
-            f"{where} has not reported on storage commitment in {to.commitment_seconds:g} s; does it know our port?",
+            f"{where} sent no storage commitment report in {to.commitment_seconds:g} s; check that the gateway's "
+            "address and port are configured there.",
         )
     failed = {
         str(one.get("ReferencedSOPInstanceUID", "")): int(one.get("FailureReason", 0x0110))

@@ -1,4 +1,4 @@
-"""gateway.yaml: which doors there are, what happens to which series, and where its segmentation goes."""
+"""Configuration file gateway.yaml: listeners, completeness, routing rules, servers, destinations and retention."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from server.gateway.ups_config import Worklist, worklists_error
 
 
 class Completeness(ConfigSection):
-    """When a study is taken to be complete.
+    """Rules by which a study is considered complete.
 
     Attributes:
-        quiet_seconds: Seconds without a further instance after which a study is complete. Null: quiet completes no
-            study, so that there is no result before a count, a poll or somebody's word says that the study is complete.
-        believe_counts: True: a study is also complete when exactly as many instances are there as they themselves
-            announce (Number of Study Related Instances, (0020,1208)), which few modalities fill in. A number that more
-            instances came than it says, or that differs from instance to instance, is not believed.
+        quiet_seconds: Seconds without a further instance after which a study is complete. If null, a study is complete
+            only by its count, by a poll, or when an operator or program declares it complete.
+        believe_counts: If True, a study is also complete when it has exactly as many instances as they announce (Number
+            of Study Related Instances, (0020,1208)), which few modalities fill in. The number is ignored if more
+            instances have arrived or if it differs between instances.
         counted_seconds: Seconds without a further instance, after the end of the sender's association, before such a
-            number is believed; never longer than `quiet_seconds`.
-        interrupted_seconds: Seconds for which the sender of an association or request that broke off is waited for, in
-            the place of `quiet_seconds`; five times `quiet_seconds` when it is not given.
-        incomplete: Treatment of a study that is known not to be whole (an instance of it was refused or broke off, an
-            archive would not give all of it) when nothing more comes: `hold` it until an operator says `complete
-            STUDY`, or `segment` what is there.
+            number is used; never longer than `quiet_seconds`.
+        interrupted_seconds: Seconds without a further instance, used instead of `quiet_seconds` after an association or
+            request was interrupted; by default five times `quiet_seconds`.
+        incomplete: Treatment of a study that is known to be incomplete (an instance was refused or its transfer was
+            interrupted, or an archive did not return everything) when no more instances arrive: `hold` it until an
+            operator runs `complete STUDY`, or `segment` the instances that are stored.
         late: Treatment of a series that got more instances after its result was made: `supersede` makes another result,
-            which says so; `hold` holds the study until an operator says `complete STUDY`.
+            which refers to the first one; `hold` holds the study until an operator runs `complete STUDY`.
         patients: Treatment of a study whose instances name different patients (Patient ID, Patient's Name or Patient's
-            Birth Date), as after a correction: `hold` it until an operator decides by `conflict STUDY`, or `segment`
+            Birth Date), as after a correction: `hold` it until an operator decides with `conflict STUDY`, or `segment`
             it.
     """
 
@@ -53,21 +53,21 @@ class Completeness(ConfigSection):
     patients: Literal["hold", "segment"] = "hold"
 
     def interrupted_timeout(self) -> float:
-        """Seconds for which a sender that broke off is waited for."""
+        """Return the seconds to wait for further instances after an interrupted transfer."""
         quiet = self.quiet_seconds or 60.0
         return max(quiet, 5 * quiet if self.interrupted_seconds is None else self.interrupted_seconds)
 
 
 class RoutingRule(SeriesRule):
-    """What happens to which series: all rules that fit one are followed.
+    """Rule that sends matching series to a model and the results to destinations; all rules that match are applied.
 
     Attributes:
-        name: Name of the rule, for people and for the audit log.
-        senders: AE titles, one of which has sent the study; all when none is given.
-        whole_study: True: all image series of a study in which one fits are sent as one scan, for models of several
-            channels, whose bundle says which series serves which.
-        model: Name of the server's model; None where it has only one.
-        forms: Output formats that are made.
+        name: Name of the rule, shown to operators and in the audit log.
+        senders: AE titles of which one has to be a sender of the study; by default any sender matches.
+        whole_study: If True, all image series of a study in which one series matches are sent as one scan, for models
+            with several channels; the model's bundle assigns the series to channels.
+        model: Name of the server's model; None if the server has only one.
+        forms: Output formats to request.
         to: Names of destinations.
     """
 
@@ -80,12 +80,12 @@ class RoutingRule(SeriesRule):
 
 
 class DimseDestination(ConfigSection):
-    """An archive that takes results by C-STORE.
+    """Archive that accepts results by C-STORE.
 
     Attributes:
         ae_title, host, port: AE title and address of the archive.
-        commitment: True: the archive is asked to commit itself to what it took (PS3.4 Annex J).
-        commitment_seconds: Seconds for which its report is waited for.
+        commitment: If True, storage commitment is requested for stored results (PS3.4 Annex J).
+        commitment_seconds: Time-out of the report, in seconds.
         tls: Encryption; None for an unencrypted connection.
     """
 
@@ -98,7 +98,7 @@ class DimseDestination(ConfigSection):
 
 
 class WebDestination(ConfigSection):
-    """An archive that takes results by STOW-RS.
+    """Archive that accepts results by STOW-RS.
 
     Attributes:
         url: DICOMweb root of the archive.
@@ -110,12 +110,13 @@ class WebDestination(ConfigSection):
 
 
 class Retry(ConfigSection):
-    """How often something is tried that others do not let happen.
+    """Delays after failures that are caused by other systems, such as failed deliveries and requests.
 
     Attributes:
-        first_seconds: Delay after the first failure; each further one waits twice as long, give or take a quarter.
+        first_seconds: Delay after the first failure; it doubles with each further failure, varied at random by up to
+            25 %.
         longest_seconds: Longest delay.
-        hours: Hours of waiting after which a job is a dead letter, which an operator can look at and send once more.
+        hours: Hours of waiting after which a job becomes a dead letter, which an operator can inspect and retry.
     """
 
     first_seconds: Seconds = 5.0
@@ -124,18 +125,18 @@ class Retry(ConfigSection):
 
 
 class Destination(ConfigSection):
-    """Where results go: exactly one of the two kinds.
+    """Archive that results are sent to; exactly one of `dimse` and `web` is given.
 
-    Each destination has a queue, workers and a delay after failures of its own, so that one that hangs holds up nothing
-    that goes to another.
+    Each destination has a queue, workers and a delay after failures of its own, so that one that hangs does not delay
+    deliveries to others.
 
     Attributes:
-        dimse, web: Address of the archive, by C-STORE or STOW-RS.
-        forms: Output formats that it is sent; all of a rule's when none is given.
+        dimse, web: Address of the archive, for C-STORE or STOW-RS.
+        forms: Output formats to send; by default all formats of a rule.
         parallel: Number of results that are sent at the same time.
         connect_seconds: Time-out of a connection.
-        answer_seconds: Time-out of an answer, to an association, a C-STORE or a STOW-RS request.
-        retry: Delays after failures of this destination; those of the whole file when none are given.
+        answer_seconds: Time-out of a response, to an association, a C-STORE or a STOW-RS request.
+        retry: Delays after failures of this destination; by default those of the top level of the file.
     """
 
     dimse: DimseDestination | None = None
@@ -149,20 +150,20 @@ class Destination(ConfigSection):
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if (self.dimse is None) == (self.web is None):
-            raise ValueError("say `dimse` or `web`, one of the two")
+            raise ValueError("give either `dimse` or `web`")
         return self
 
 
 class Servers(ConfigSection):
-    """The servers that segment.
+    """Servers that segment.
 
     Attributes:
         urls: Addresses of `semiseg serve`; a name with several addresses stands for several servers.
         key: File with the API key.
-        parallel: Number of scans that one server is given at the same time.
+        parallel: Number of scans that are sent to one server at the same time.
         timeout_seconds: Time-out of one scan.
-        silence_seconds: Seconds without any answer, not even whether it lives, after which a server is taken to hang:
-            its scans go to others.
+        silence_seconds: Seconds without any response, including to liveness checks, after which a server is considered
+            hung and its scans are sent to others.
     """
 
     urls: Annotated[tuple[Url, ...], Field(min_length=1)]
@@ -173,14 +174,15 @@ class Servers(ConfigSection):
 
 
 class RetentionPolicy(ConfigSection):
-    """What stays how long, and how it goes.
+    """Retention times and deletion of studies and results.
 
     Attributes:
-        hours: Hours for which a study and its results are kept after everything of it was delivered, or nothing was to
-            be done.
-        failed_days: Days for which a study is kept that is held or undecided, or of which something is a dead letter.
-        free_bytes: Free bytes of the state folder's volume, below which instances are refused (0xA700).
-        overwrite: True: zeros are written over files before they are deleted; of use on disks that write in place.
+        hours: Hours for which a study and its results are kept after all results were delivered, or if there was
+            nothing to do.
+        failed_days: Days for which a study is kept that is held, has an undecided conflict, or has a dead letter.
+        free_bytes: Free bytes of the state folder's volume below which instances are refused (0xA700).
+        overwrite: If True, files are overwritten with zeros before they are deleted; effective on disks that write in
+            place.
     """
 
     hours: Seconds = 24.0
@@ -190,24 +192,24 @@ class RetentionPolicy(ConfigSection):
 
 
 class GatewayConfig(ConfigSection):
-    """The whole file.
+    """Top level of gateway.yaml.
 
     Attributes:
-        state: Folder of everything that must not be lost.
-        ae_title: The gateway's AE title, which senders have to call.
-        dimse: Listener for studies by DIMSE; None where there is none.
-        web: Listener for STOW-RS, the status page and the metrics; None where there is none.
-        polls: Archives that are asked for new studies.
+        state: Folder of all data that must not be lost.
+        ae_title: AE title of the gateway, which senders have to use as called AE title.
+        dimse: Listener for studies by DIMSE; None disables it.
+        web: Listener for STOW-RS, the status page and the metrics; None disables it.
+        polls: Archives that are polled for new studies.
         worklists: UPS-RS managers whose workitems are performed.
-        complete: Rules for when a study is complete.
+        complete: Rules by which a study is considered complete.
         servers: Servers that segment.
-        rules: Rules that say which series are segmented, and where the results go.
+        rules: Rules that select the series to segment and the destinations of the results.
         destinations: Archives that results are sent to, by name.
-        retry: Delays after failures, for destinations without delays of their own and for all that is no delivery.
-        keep: Times for which studies and results are kept, and the room that stays free.
-        reveal_uids: True: UIDs of series are written into the audit log, in the place of keyed hashes of them.
-        uids: Rule by which UIDs are refused: `strict` refuses those that break PS3.5 9.1; `lenient` lets components
-            begin with a zero.
+        retry: Delays after failures, for destinations without delays of their own and for everything except deliveries.
+        keep: Retention times of studies and results, and the disk space that stays free.
+        reveal_uids: If True, the audit log contains UIDs of series instead of their keyed hashes.
+        uids: Rule by which UIDs are validated: `strict` refuses those that violate PS3.5 9.1; `lenient` accepts
+            components that begin with a zero.
     """
 
     state: File
@@ -228,7 +230,7 @@ class GatewayConfig(ConfigSection):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.dimse is None and self.web is None and not self.polls and not self.worklists:
-            raise ValueError("there is no door: give `dimse`, `web`, `polls` or `worklists`")
+            raise ValueError("there is no source of studies: give `dimse`, `web`, `polls` or `worklists`")
         names = [rule.name for rule in self.rules]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two rules are called {sorted(twice)[0]}")
@@ -238,7 +240,7 @@ class GatewayConfig(ConfigSection):
                     known = ", ".join(self.destinations)
                     raise ValueError(f"rule {rule.name}: there is no destination {name}, only {known}")
                 if not formats_for(rule, self.destinations[name]):
-                    raise ValueError(f"rule {rule.name}: destination {name} takes none of its forms")
+                    raise ValueError(f"rule {rule.name}: destination {name} accepts none of its `forms`")
         taken = {name: one.forms for name, one in self.destinations.items()}
         if wrong := worklists_error(self.worklists, names, taken, archives=bool(self.polls)):
             raise ValueError(wrong)
@@ -246,7 +248,7 @@ class GatewayConfig(ConfigSection):
 
 
 def formats_for(rule: RoutingRule, destination: Destination) -> tuple[OutputFormat, ...]:
-    """What a rule makes that a destination takes."""
+    """Return the output formats of a rule that a destination accepts."""
     return tuple(form for form in rule.forms if not destination.forms or form in destination.forms)
 
 
@@ -254,7 +256,7 @@ def read_config(file: Path) -> GatewayConfig:
     """Read and check the file; paths in it are relative to its folder.
 
     Raises:
-        InputError: it cannot be read, is no YAML, or says something that cannot be; with the place.
+        InputError: The file cannot be read, is not YAML, or has an invalid value; the message names the place.
     """
     try:
         found: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -263,7 +265,9 @@ def read_config(file: Path) -> GatewayConfig:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" in line {where.line + 1}" if where else ""
-        raise InputError(f"The configuration {file} is no YAML{line}: {getattr(error, 'problem', error)}.") from None
+        raise InputError(
+            f"The configuration {file} is not valid YAML{line}: {getattr(error, 'problem', error)}."
+        ) from None
     if not isinstance(found, dict):
         raise InputError(f"The configuration {file} is not a mapping of names to values.")
     try:

@@ -1,4 +1,4 @@
-"""Where studies come from, in gateway.yaml: the DICOM and web listeners, and archives that are polled."""
+"""Sources of studies in gateway.yaml: the DICOM and web listeners, and polled archives."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from server.gateway.config_types import AETitle, ConfigSection, Count, File, Por
 
 
 class Sender(ConfigSection):
-    """Who may send by DIMSE.
+    """Device that may send by DIMSE.
 
     Attributes:
-        ae_title: AE title by which the sender calls itself.
-        addresses: IP addresses or networks (10.0.1.0/24) from which it may come; all of them when none is given.
-        commitment: Address and port to which storage commitment is reported (PS3.4 J.3.3); when they are not given, it
-            is reported on the association that asked for it.
+        ae_title: Calling AE title of the sender.
+        addresses: IP addresses or networks (10.0.1.0/24) of the sender; by default, any address is accepted.
+        commitment: Address and port to which storage commitment is reported (PS3.4 J.3.3); by default, it is reported
+            on the association that requested it.
     """
 
     ae_title: AETitle
@@ -31,23 +31,23 @@ class Sender(ConfigSection):
             try:
                 ip_network(address, strict=False)
             except ValueError:
-                raise ValueError(f"{address} is no IP address and no network such as 10.0.1.0/24") from None
+                raise ValueError(f"{address} is neither an IP address nor a network such as 10.0.1.0/24") from None
         return self
 
 
 class DimseListener(ConfigSection):
-    """C-ECHO, C-STORE and storage commitment, as their provider.
+    """Listener for C-ECHO, C-STORE and storage commitment (SCP).
 
     Attributes:
-        host, port: Address of the listener; port 0 takes a free one.
-        senders: Devices that may send; nobody else is let in. Empty only with ``anybody``.
-        anybody: True: everybody may send, whatever they call themselves.
-        associations: Number of associations at the same time.
-        associations_per_address: Number of them from one address; four fifths of `associations` when it is not given,
-            so that no address can take them all.
-        pdu: Largest PDU that a sender may send, in bytes.
-        acse_seconds, dimse_seconds, network_seconds: Time-outs of the beginning of an association, of an answer, and of
-            silence in between.
+        host, port: Address of the listener; port 0 selects a free port.
+        senders: Devices that may send; associations of others are rejected. Empty only with ``anybody``.
+        anybody: If True, every device may send, with any AE title.
+        associations: Maximum number of simultaneous associations.
+        associations_per_address: Maximum number of simultaneous associations from one address; by default four fifths
+            of `associations`, so that no address can use all of them.
+        pdu: Maximum size of a PDU that a sender may send, in bytes.
+        acse_seconds, dimse_seconds, network_seconds: Time-outs of association negotiation, of a DIMSE response, and of
+            network inactivity.
         tls: Encryption; None for an unencrypted listener.
     """
 
@@ -66,26 +66,26 @@ class DimseListener(ConfigSection):
     @model_validator(mode="after")
     def _decided(self) -> Self:
         if bool(self.senders) == self.anybody:
-            raise ValueError("name the `senders` that may send, or say `anybody: true`; one of the two")
+            raise ValueError("list the permitted `senders`, or set `anybody: true`; exactly one of the two")
         if self.tls is not None and self.tls.certificate is None:
-            raise ValueError("tls: a door needs a certificate and a key")
+            raise ValueError("tls: a listener needs a certificate and a key")
         return self
 
     def max_associations_per_address(self) -> int:
-        """How many associations one address may have."""
+        """Return the maximum number of simultaneous associations from one address."""
         return self.associations_per_address or max(1, self.associations - max(1, self.associations // 5))
 
 
 class WebListener(ConfigSection):
-    """STOW-RS, the status page and the metrics.
+    """Listener for STOW-RS, the status page and the metrics.
 
     Attributes:
-        host, port: Address of the listener; port 0 takes a free one.
-        keys: File of API keys, as of `semiseg serve --keys`; needed on other addresses than loopback.
-        hosts: Further names by which it may be called, as of `semiseg serve --allowed-host`.
-        proxies: Addresses and networks of proxies in front, as of `semiseg serve --proxy`.
-        upload_bytes: Largest request body.
-        connections_per_address: Number of connections that one address may have at the same time, of a thousand in all.
+        host, port: Address of the listener; port 0 selects a free port.
+        keys: File of API keys, as for `semiseg serve --keys`; required on addresses other than loopback.
+        hosts: Additional host names that requests may use, as for `semiseg serve --allowed-host`.
+        proxies: Addresses and networks of reverse proxies, as for `semiseg serve --proxy`.
+        upload_bytes: Maximum size of a request body in bytes.
+        connections_per_address: Maximum number of simultaneous connections from one address, of a thousand in all.
     """
 
     host: str = "127.0.0.1"
@@ -98,17 +98,17 @@ class WebListener(ConfigSection):
 
 
 class PolledArchive(ConfigSection):
-    """An archive that is asked for new studies by QIDO-RS and that gives them by WADO-RS.
+    """Archive that is queried for new studies by QIDO-RS, which are retrieved by WADO-RS.
 
     Attributes:
         url: DICOMweb root of the archive.
         name: Name that stands for a sender's AE title in rules.
-        every_seconds: Time from one look to the next.
-        days: Number of days back by Study Date, today included.
-        matching: Further attributes that a study has to match (PS3.18 8.3.4), such as ModalitiesInStudy.
+        every_seconds: Time between two queries.
+        days: Range of the query by Study Date, as a number of days that includes today.
+        matching: Additional attributes that a study has to match (PS3.18 8.3.4), such as ModalitiesInStudy.
         token: File whose content is sent as bearer token.
-        trouble_after: Number of failed fetches of a study after which it is shown as in trouble; it is fetched again
-            all the same.
+        trouble_after: Number of failed fetches of a study after which it is shown as a problem; fetching is still
+            retried.
     """
 
     url: Url

@@ -1,4 +1,4 @@
-"""Types of values in gateway.yaml, and what several parts of it have in common."""
+"""Types of values in gateway.yaml that several of its sections share."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ File = Annotated[Path, AfterValidator(_beside)]
 
 
 class ConfigSection(BaseModel):
-    """A part of the file: it does not change, and a key that it does not know is refused."""
+    """Section of the file: an immutable model that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Tls(ConfigSection):
-    """Encryption of DIMSE (PS3.15 B.9), by files in PEM form.
+    """Encryption of DIMSE (PS3.15 B.9), with files in PEM format.
 
     Attributes:
         certificate, key: Certificate and key of the gateway.
-        authority: File with the certificates against which the other side's is checked; a listener with one lets in
-            nobody without a certificate of it (mutual authentication).
+        authority: File with the certificates of the authorities that the peer's certificate is verified against; a
+            listener with an authority accepts only clients with a certificate signed by it (mutual authentication).
     """
 
     certificate: File | None = None

@@ -1,11 +1,11 @@
-"""Instances that came again under the same UID with another content, and studies with instances of two patients.
+"""Conflicts: instances received again under the same UID with different content, and studies of two patients.
 
-The instance that came first stays where it is. Later versions are kept beside it until an operator decides:
+The instance that was received first stays in place. Later versions are kept beside it until an operator decides:
 
     studies/STUDY/newer/N/INSTANCE.dcm     version N of an instance, from 1
     studies/STUDY/newer/differs-KEYWORD    an empty file for each attribute that differs
 
-A difference that another transfer syntax or the way through an archive makes is none.
+Differences caused by another transfer syntax or by the passage through an archive are ignored.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from server.gateway.uid_hasher import UidHasher
 NEWER, DIFFERS, SUFFIX = "newer", "differs-", ".dcm"
 ConflictChoice = Literal["old", "new"]
 _CHUNK = 2**20
-# What archives write when they give an instance, and how its text is encoded.
+# Attributes that archives write when they return an instance, and the encoding of its text.
 _OF_THE_WAY = {"SpecificCharacterSet", "RetrieveAETitle", "RetrieveURL", "InstanceAvailability"}
-_OF_THE_SYNTAX = {"PhotometricInterpretation", "PlanarConfiguration", "PixelData"}  # when it is another one
+_OF_THE_SYNTAX = {"PhotometricInterpretation", "PlanarConfiguration", "PixelData"}  # differ between transfer syntaxes
 
 
 @dataclass(frozen=True)
 class StudyConflict:
-    """What is to be decided of a study.
+    """Conflict of a study that an operator has to decide.
 
     Attributes:
-        versions: Number of instances of which another version came.
+        versions: Number of instances with another version.
         attributes: Keywords of the attributes that differ between versions.
-        patients: Attributes of the patient of which the study has several values, in words.
+        patients: Names of the patient attributes for which the study has several values.
     """
 
     versions: int
@@ -58,18 +58,18 @@ class StudyConflict:
     patients: tuple[str, ...]
 
     def describe(self) -> str:
-        """What is in conflict, without any value."""
+        """Describe the conflict, without any value."""
         told = []
         if self.patients:
             told.append(f"It has instances of two patients: {_and(self.patients)} differ.")
         if self.versions:
             shown = ", ".join(self.attributes[:8]) + (", ..." if len(self.attributes) > 8 else "")
-            told.append(f"{self.versions} instance(s) came again with another content ({shown}).")
+            told.append(f"{self.versions} instance(s) were received again with different content ({shown}).")
         return " ".join(told)
 
 
 def find_conflict(folder: Path) -> StudyConflict | None:
-    """What is to be decided of the study in ``folder``; None where nothing is."""
+    """Return the conflict of the study in ``folder``; None if there is none."""
     newer = folder / NEWER
     versions = {file.name for file in newer.glob(f"*/*{SUFFIX}")}
     patients = tuple(conflicting_attributes(folder))
@@ -80,12 +80,12 @@ def find_conflict(folder: Path) -> StudyConflict | None:
 
 
 def keep_other_version(folder: Path, name: str, file: Path, attributes: Sequence[str]) -> None:
-    """Keep another version of an instance, unless it is kept already.
+    """Keep another version of an instance, unless the same version is kept already.
 
     Args:
         folder: Folder of the study.
         name: File name of the instance, which is in ``folder``.
-        file: The other version, which stays where it is.
+        file: File of the other version, which is not moved.
         attributes: Keywords of the attributes that differ.
     """
     newer = folder / NEWER
@@ -104,12 +104,12 @@ def keep_other_version(folder: Path, name: str, file: Path, attributes: Sequence
 
 
 def differing_attributes(old: Path, new: Path) -> list[str]:
-    """Keywords of the attributes that differ between two versions of an instance, in order."""
+    """Return the keywords of the attributes that differ between two versions of an instance, in order."""
     if filecmp.cmp(old, new, shallow=False):
         return []
     try:
         return _differences(old, new)
-    except Exception:  # noqa: BLE001 - pydicom raises many kinds; what cannot be compared is taken to differ
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds; a version that cannot be compared counts as different
         return ["UnreadableAttribute"]
 
 
@@ -129,7 +129,7 @@ def _differences(old: Path, new: Path) -> list[str]:
             return [keyword for keyword in found if keyword not in _OF_THE_SYNTAX]
         if first.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             same = pydicom.dcmread(old).get("PixelData") == pydicom.dcmread(new).get("PixelData")
-        else:  # both streams stand where the pixels begin
+        else:  # both streams are at the beginning of the pixels
             same = _same_rest(one, other)
     return found if same else [*found, "PixelData"]
 
@@ -144,8 +144,8 @@ def _same_rest(one: BinaryIO, other: BinaryIO) -> bool:
 
 
 def count_changes(folder: Path, hasher: UidHasher, choice: ConflictChoice) -> tuple[int, int]:
-    """What a decision would do: how many instances it replaces, and how many of another patient it deletes."""
-    newer = {file.name: file for file in _versions(folder)}  # the last version of each
+    """Return the numbers of instances that a decision would replace, and of another patient that it would delete."""
+    newer = {file.name: file for file in _versions(folder)}  # last version of each instance
     replaced = newer if choice == "new" else {}
     kept = _chosen(folder, choice)
     there = {file.name: file for file in folder.glob(f"*{SUFFIX}")} | replaced
@@ -154,14 +154,14 @@ def count_changes(folder: Path, hasher: UidHasher, choice: ConflictChoice) -> tu
 
 
 def resolve_conflict(folder: Path, hasher: UidHasher, choice: ConflictChoice) -> None:
-    """Keep the versions and the patient that came first, or take those that came last; begun again it does the rest.
+    """Keep the versions and the patient that were received first, or those received last; can be resumed.
 
-    Instances of another patient are deleted, since a study is of one patient.
+    Instances of another patient are deleted, because a study belongs to one patient.
 
     Args:
         folder: Folder of the study.
         hasher: Keyed hashes of the patients' attributes.
-        choice: ``old`` or ``new``.
+        choice: Versions to keep: ``old`` or ``new``.
     """
     kept = _chosen(folder, choice)
     if choice == "new":
@@ -182,7 +182,7 @@ def resolve_conflict(folder: Path, hasher: UidHasher, choice: ConflictChoice) ->
 
 
 def _versions(folder: Path) -> list[Path]:
-    """Files of the other versions, earlier ones first."""
+    """Return the files of the other versions, earlier ones first."""
     return sorted((folder / NEWER).glob(f"*/*{SUFFIX}"), key=lambda file: int(file.parent.name))
 
 

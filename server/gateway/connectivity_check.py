@@ -1,4 +1,4 @@
-"""Whether the others are there, and take what will be sent: each is asked once, and nothing is stored."""
+"""Check of servers, archives and worklists: each is contacted once, and nothing is stored."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from server.gateway.ups_config import Worklist
 from server.gateway.ups_workitem import Workitem
 
 TIMEOUT_SECONDS = 10.0
-# The SOP class of each form and the transfer syntax in which a server makes it.
+# SOP class of each output format, and the transfer syntax in which servers write it.
 FORMAT_SOP_CLASSES: dict[OutputFormat, tuple[UID, UID]] = {
     "seg": (SegmentationStorage, ExplicitVRLittleEndian),
     "seg-labelmap": (LabelMapSegmentationStorage, ExplicitVRLittleEndian),
@@ -61,12 +61,12 @@ assert set(FORMAT_SOP_CLASSES) == set(get_args(OutputFormat))
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of the check.
+    """Result of one check.
 
     Attributes:
-        subject: The thing that was looked at.
-        error: Sentence that says what is wrong with it and what is to be done; "" where nothing is wrong.
-        success: Words for a thing with which nothing is wrong.
+        subject: Name of the checked object.
+        error: Problem and advice, as a sentence; "" if there is no problem.
+        success: Text that is shown if there is no problem.
     """
 
     subject: str
@@ -75,7 +75,7 @@ class CheckResult:
 
 
 def check_peers(config: GatewayConfig) -> Iterator[CheckResult]:
-    """Look at the disk, each server, each rule's model, each destination and what it will be sent, each archive."""
+    """Check the disk, servers, models of rules, destinations with their output formats, archives and worklists."""
     yield _disk(config)
     yield from _servers(config)
     for name, destination in config.destinations.items():
@@ -93,7 +93,7 @@ def check_peers(config: GatewayConfig) -> Iterator[CheckResult]:
 
 
 def _worklist(config: GatewayConfig, worklist: Worklist) -> CheckResult:
-    """Whether the manager answers a search, and how many workitems are there for us; none is claimed."""
+    """Check that the manager answers a search, and count the matching workitems; none is claimed."""
     what = f"worklist {worklist.name} ({worklist.url})"
     try:
         found = [Workitem.from_json(one) for one in UpsClient(worklist, config.ae_title).search()]
@@ -101,7 +101,7 @@ def _worklist(config: GatewayConfig, worklist: Worklist) -> CheckResult:
         return CheckResult(what, str(error))
     ours = sum(item.find_step(worklist) is not None for item in found)
     return CheckResult(
-        what, "", f"answers; {len(found)} workitems are scheduled, {ours} of them for a step of this file"
+        what, "", f"answers; {len(found)} workitems are scheduled, {ours} of them match a step of this file"
     )
 
 
@@ -112,7 +112,7 @@ def _disk(config: GatewayConfig) -> CheckResult:
     free, keep = free_bytes(folder), config.keep.free_bytes
     good = f"{free / 2**30:.1f} GB are free"
     if free < keep:
-        told = f"{good}, and instances are refused below {keep / 2**30:.1f} GB (`keep.free_bytes`); make room"
+        told = f"{good}, and instances are refused below {keep / 2**30:.1f} GB (`keep.free_bytes`); free disk space"
         return CheckResult(f"disk of {config.state}", told)
     return CheckResult(f"disk of {config.state}", "", good)
 
@@ -137,7 +137,7 @@ def _servers(config: GatewayConfig) -> Iterator[CheckResult]:
 def _model_of(rule: str, model: str | None, there: dict[str, list[str]]) -> CheckResult:
     what = f"rule {rule}"
     if not there:
-        return CheckResult(what, "no server tells its models")
+        return CheckResult(what, "no server lists its models")
     if model is None:
         several = {url: names for url, names in there.items() if len(names) > 1}
         for url, names in several.items():
@@ -162,7 +162,7 @@ def _server(url: str, key: str | None) -> tuple[str, list[str]]:
     except SemisegError as error:
         return str(error), []
     except (ValueError, KeyError, TypeError):
-        return "what answers there is no semiseg server", []
+        return "does not answer like a semiseg server", []
 
 
 def _dimse(
@@ -186,7 +186,7 @@ def _dimse(
     else:
         for one in association.accepted_contexts:
             accepted.setdefault(str(one.abstract_syntax), []).append(UID(one.transfer_syntax[0]))
-        if Verification in accepted:  # an archive need not do it
+        if Verification in accepted:  # archives need not support it
             status = association.send_c_echo()
             if "Status" not in status:
                 trouble = "does not answer a C-ECHO"
@@ -198,12 +198,12 @@ def _dimse(
     for form in forms:
         kind, _ = FORMAT_SOP_CLASSES[form]
         syntaxes = [one.name for one in dict.fromkeys(accepted.get(str(kind), ()))]
-        told = f"takes no {kind.name}; allow this SOP class there, or leave {form} out of the destination's `forms`"
+        told = f"does not accept {kind.name}; allow this SOP class there, or omit {form} from the destination's `forms`"
         yield CheckResult(
-            f"destination {name}, {form}", "" if syntaxes else told, f"is taken as {' or '.join(syntaxes)}"
+            f"destination {name}, {form}", "" if syntaxes else told, f"is accepted as {' or '.join(syntaxes)}"
         )
     if to.commitment:
-        told = "does not do storage commitment; write `commitment: false`"
+        told = "does not support storage commitment; set `commitment: false`"
         yield CheckResult(
             f"destination {name}, commitment",
             "" if StorageCommitmentPushModel in accepted else told,
@@ -220,7 +220,7 @@ def _header(sop_class: UID, syntax: UID) -> Dataset:
 
 
 def _tls(to: DimseDestination) -> str:
-    """Why a TLS connection cannot be made; "" where it can, or none is wanted, or nobody answers at all."""
+    """Return why a TLS connection fails; "" if it succeeds, is not configured, or the peer does not answer at all."""
     if to.tls is None:
         return ""
     try:
@@ -238,9 +238,9 @@ def _tls(to: DimseDestination) -> str:
             f"has a certificate that is not trusted ({error.verify_message}); check `tls.authority` and the host name"
         )
     except ssl.SSLError as error:
-        return f"makes no TLS connection ({error.reason}); is it a TLS port, and does it accept our certificate?"
+        return f"makes no TLS connection ({error.reason}); check that it is a TLS port that accepts our certificate"
     except OSError:
-        return ""  # the association says what it is
+        return ""  # reported by the association
 
 
 def _web(name: str, to: WebDestination) -> Iterator[CheckResult]:
@@ -248,11 +248,11 @@ def _web(name: str, to: WebDestination) -> Iterator[CheckResult]:
     trouble = _asked(to.url, to.token)
     yield CheckResult(what, trouble)
     if not trouble:
-        yield CheckResult(f"destination {name}, STOW-RS", _stow(to), "is there")
+        yield CheckResult(f"destination {name}, STOW-RS", _stow(to), "is available")
 
 
 def _stow(to: WebDestination) -> str:
-    """Whether the address takes STOW-RS: asked with a message that has no instance in it, so that nothing is stored."""
+    """Check that the address accepts STOW-RS, with a message without instances, so that nothing is stored."""
     import requests
 
     boundary = secrets.token_hex(16)
@@ -292,6 +292,6 @@ def _asked(url: str, token: Path | None) -> str:
             if error.response is not None
             else request_error_text(error)
         )
-    except ValueError:  # of a page that is no JSON
-        return "what answers there is no DICOMweb service; is it the DICOMweb root?"
+    except ValueError:  # the response is not JSON
+        return "does not answer like a DICOMweb service; check that `url` is the DICOMweb root"
     return ""

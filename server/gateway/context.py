@@ -1,4 +1,4 @@
-"""The parts of a gateway that most of its work needs, handed on together."""
+"""Objects of a gateway that most of its modules need, passed on together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.jobs.queue import Queue
 
 @dataclass(frozen=True)
 class GatewayContext:
-    """The configuration, and where the one process that works in the state folder keeps things.
+    """Configuration and shared objects of the one process that owns the state folder.
 
     Attributes:
         config: Configuration.
@@ -22,7 +22,7 @@ class GatewayContext:
         instance_store: Instances on the disk.
         hasher: Keyed hashes of UIDs.
         audit: Audit log.
-        wake: Function that tells the workers of a kind of a new job.
+        wake: Function that wakes the workers of a kind after a new job was added.
     """
 
     config: GatewayConfig
@@ -33,5 +33,5 @@ class GatewayContext:
     wake: Callable[[str], None]
 
     def series_name(self, uid: str) -> str:
-        """Name of a series in logs and results: a keyed hash of its UID, or the UID if the configuration reveals it."""
+        """Return the name of a series in logs and results: a keyed hash of its UID, or the UID with `reveal_uids`."""
         return uid if self.config.reveal_uids else self.hasher.hash(uid)

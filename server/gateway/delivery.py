@@ -1,4 +1,4 @@
-"""Results to an archive, by C-STORE or STOW-RS: all of them, with its word for each."""
+"""Delivery of results to an archive, by C-STORE or STOW-RS, with a confirmation for each file."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def deliver_files(
     commitments: CommitmentReports,
     stopped: Callable[[], bool] = lambda: False,
 ) -> DeliveryResult:
-    """Send files to an archive; again is harmless, since they have UIDs of their own.
+    """Send files to an archive; sending them again is harmless, because each file has a UID of its own.
 
     Args:
         files: DICOM files.
         destination: The archive.
-        title: Our AE title.
+        title: AE title of the gateway.
         commitments: Reports of storage commitment from archives.
-        stopped: Function that returns True once the delivery is stopped; asked now and then.
+        stopped: Function that returns True once the delivery is to stop; called repeatedly.
 
     Returns:
-        The files that it has confirmed, those that it refused, and what is wrong with the destination as a whole.
+        The confirmed files, the refused files, and the problem of the destination as a whole, if any.
 
     Raises:
-        InputError: a token or a certificate of ours cannot be used.
-        Cancelled: it was stopped.
+        InputError: A token or a certificate of the gateway cannot be used.
+        Cancelled: The delivery was stopped.
     """
     if destination.dimse is not None:
         return storage_scu.send(files, destination, title, commitments, stopped)

@@ -1,4 +1,4 @@
-"""What became of a delivery: instance by instance, and of the destination as a whole."""
+"""Outcome of a delivery: for each instance, and for the destination as a whole."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 @dataclass
 class DeliveryResult:
-    """What a destination did with the files that it was sent.
+    """Outcome of sending files to a destination.
 
     Attributes:
-        confirmed: Names of the files that it has confirmed.
-        refused: Sentence for each of the other files that it has seen, without anything of a patient, by name.
-        trouble: Sentence where the destination as a whole is not well (it does not answer, rejects the association,
-            does not know the key); "" otherwise. Nothing is said of the files that it has not seen.
-        retry_after_seconds: Time after which the destination asked to be tried again; 0 where it did not.
-        warnings: Warnings of the destination about instances that it took.
+        confirmed: Names of the files that the destination has confirmed.
+        refused: Reason for each file that was sent and not confirmed, by name; a sentence without patient data.
+        trouble: Problem of the destination as a whole (it does not answer, rejects the association, does not know the
+            key), as a sentence; "" if there is none. Files that were not sent because of it are not listed.
+        retry_after_seconds: Delay that the destination asked for before the next attempt; 0 if it did not.
+        warnings: Warnings of the destination about instances that it stored.
     """
 
     confirmed: list[str] = field(default_factory=list)
@@ -29,7 +29,7 @@ class DeliveryResult:
     warnings: list[str] = field(default_factory=list)
 
     def add_confirmed(self, file: Path, remark: str = "") -> None:
-        """A file was confirmed."""
+        """Record that a file was confirmed, with an optional warning."""
         self.refused.pop(file.name, None)
         if file.name not in self.confirmed:
             self.confirmed.append(file.name)
@@ -37,18 +37,18 @@ class DeliveryResult:
             self.warnings.append(remark)
 
     def add_refused(self, file: Path, sentence: str) -> None:
-        """A file was not taken."""
+        """Record that a file was refused, and the reason."""
         self.refused[file.name] = sentence
 
     def describe(self) -> str:
-        """Why not everything was delivered; "" where nothing is missing."""
+        """Describe why not everything was delivered; "" if everything was."""
         return " ".join(
             dict.fromkeys([self.trouble, *self.refused.values()] if self.trouble else self.refused.values())
         )
 
 
 def refused_since(payload: Mapping[str, Any]) -> str:
-    """The beginning of a sentence, of a delivery of which something is refused again and again; "" of another one."""
+    """Return a sentence that says since when something of a delivery has been refused; "" if nothing is refused."""
     since = payload.get("refused_since")
     if not since or not payload.get("refused"):
         return ""

@@ -1,4 +1,4 @@
-"""Values out of data sets in DICOM JSON (PS3.18 F.2), whatever another program wrote in their place."""
+"""Values of data sets in DICOM JSON (PS3.18 F.2) that another program wrote and that may be malformed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def values_of(dataset: object, tag: str) -> list[Any]:
-    """The values of an attribute; none where there is no such attribute, or what is there is no DICOM JSON.
+    """Return the values of an attribute; an empty list if it is missing or is not valid DICOM JSON.
 
     Args:
-        dataset: Data set as JSON was read.
+        dataset: Data set, as read from JSON.
         tag: Tag of the attribute, as 8 hexadecimal digits.
     """
     element = dataset.get(tag) if isinstance(dataset, dict) else None
@@ -18,5 +18,5 @@ def values_of(dataset: object, tag: str) -> list[Any]:
 
 
 def first_value(dataset: object, tag: str) -> Any:
-    """The first value of an attribute, None where there is none."""
+    """Return the first value of an attribute; None if there is none."""
     return next(iter(values_of(dataset, tag)), None)

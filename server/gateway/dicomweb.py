@@ -1,4 +1,4 @@
-"""Archives over DICOMweb: who is asked, with which token, and never through a proxy of the internet."""
+"""Clients and sessions for archives over DICOMweb, with tokens and restricted redirects, without internet proxies."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from dicomweb_client import DICOMwebClient
 
 from semiseg.errors import InputError
 
-READ_TIMEOUT_SECONDS = 120.0  # without a byte of an answer
+READ_TIMEOUT_SECONDS = 120.0  # time without a byte of the response
 _PORTS = {"http": 80, "https": 443}
-_BECOMES_GET = (301, 302, 303)  # what clients make a GET of, without the body
+_BECOMES_GET = (301, 302, 303)  # clients follow these with a GET without the body
 
 
 class RedirectRefused(requests.RequestException):  # type: ignore[misc, unused-ignore]
-    """An archive answered with a redirect that is not followed; the message is the end of a sentence."""
+    """The archive answered with a redirect that is not followed; the message is the end of a sentence."""
 
 
 class _TimeoutAdapter(requests.adapters.HTTPAdapter):
-    """Gives up on an answer that does not come; the client library itself would wait for ever."""
+    """Adds a default time-out to requests; the client library itself would wait for ever."""
 
     def send(self, *args: object, **options: object) -> requests.Response:
-        """As the base class, with a time limit."""
+        """Send a request with the default time-out unless it has one."""
         options["timeout"] = options.get("timeout") or (10.0, READ_TIMEOUT_SECONDS)
         return super().send(*args, **options)  # type: ignore[arg-type]
 
 
 class _Session(requests.Session):
-    """Stays at the host that the configuration names: addresses hold UIDs, requests hold tokens and patients' data."""
+    """Session that follows redirects on the configured host only, since requests hold UIDs, tokens and patient data."""
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """The address that a redirect names, if it is on the same host and port.
+        """Return the target of a redirect, if it is on the same host and port.
 
         Raises:
-            RedirectRefused: It is not, or the request would lose its body.
+            RedirectRefused: The target is elsewhere, or the request would lose its body.
         """
         target = super().get_redirect_target(resp)
         if target is None:
@@ -49,23 +49,23 @@ class _Session(requests.Session):
                 f"HTTP {resp.status_code} to {where}, which is not followed: name it in the configuration"
             )
         if resp.request.method != "GET" and resp.status_code in _BECOMES_GET:
-            raise RedirectRefused(f"HTTP {resp.status_code}, a redirect that would lose what is sent")
+            raise RedirectRefused(f"HTTP {resp.status_code}, a redirect that would drop the body of the request")
         return target
 
 
 def create_dicomweb_client(url: str, token: Path | None) -> DICOMwebClient:
-    """A client of the archive whose DICOMweb root is ``url``.
+    """Create a client of the archive whose DICOMweb root is ``url``.
 
     Raises:
-        InputError: the token cannot be read.
+        InputError: The token cannot be read.
     """
     client = DICOMwebClient(url, session=create_session(token))
-    client.set_http_retry_params(retry=False)  # the queue tries again, and writes it down
+    client.set_http_retry_params(retry=False)  # the queue retries, and records it
     return client
 
 
 def create_session(token: Path | None) -> requests.Session:
-    """A session that sends a token, gives up in time and follows no redirect to another host.
+    """Create a session that sends a token, has time-outs and follows no redirect to another host.
 
     Raises:
         InputError: The token cannot be read.
@@ -80,7 +80,7 @@ def create_session(token: Path | None) -> requests.Session:
 
 
 def url_origin(url: str) -> str:
-    """Scheme, host and port of a URL, which hold nothing of a patient; "" where it cannot be read."""
+    """Return scheme, host and port of a URL, which contain no patient data; "" if it cannot be parsed."""
     try:
         parts = urlsplit(url)
         port = parts.port or _PORTS.get(parts.scheme, 0)
@@ -90,11 +90,11 @@ def url_origin(url: str) -> str:
 
 
 def redirect_target(asked: str, location: str) -> str:
-    """The address that an answer's Location names; "" where it cannot be read.
+    """Return the address that a Location header refers to; "" if it cannot be parsed.
 
     Args:
-        asked: Address that was asked.
-        location: The header of the answer.
+        asked: Address of the request.
+        location: Location header of the response.
     """
     try:
         return urljoin(asked, location)
@@ -103,17 +103,17 @@ def redirect_target(asked: str, location: str) -> str:
 
 
 def request_error_text(error: requests.RequestException) -> str:
-    """What became of a request, as part of a sentence: never the address, which may hold UIDs."""
+    """Describe the failure of a request, as part of a sentence without the address, which may hold UIDs."""
     if isinstance(error, RedirectRefused):
         return str(error)
     return f"HTTP {error.response.status_code}" if error.response is not None else type(error).__name__
 
 
 def read_secret(file: Path) -> str:
-    """A token or key in a file.
+    """Read a token or key from a file.
 
     Raises:
-        InputError: it cannot be read or is empty.
+        InputError: The file cannot be read or is empty.
     """
     try:
         found = file.read_text(encoding="ascii").strip()

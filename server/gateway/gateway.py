@@ -1,4 +1,4 @@
-"""The process: doors, studies, workers, and the order in which they start and stop."""
+"""The gateway's process: listeners, studies and workers, and the order in which they start and stop."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ from server.jobs.queue import JobState, Queue, QueuedJob
 from server.jobs.worker import RunningJob, Worker
 from server.keys import KEYS_ENV, ApiKeys
 
-# At most, of each lane: each polled archive, each model and each destination has workers of its own, so that none that
-# hangs holds up another. A destination says how many of its own there are (`parallel`).
+# Maximum number of threads for each lane: each polled archive, each model and each destination has workers of its own,
+# so that one that hangs does not block the others. The number for a destination is configured (`parallel`).
 THREADS = {FETCH: 1, WORKITEM: 2, STUDY: 2, SEGMENT: 16, PURGE: 1}
-# What is given up after so many seconds when the gateway stops; 20 s in all, which supervisors wait for.
+# Time limits in seconds for stopping each part of the gateway; 20 s in all, because supervisors wait for at least that.
 STOP_SECONDS, LOOP_SECONDS, POLL_SECONDS, WEB_SECONDS = 6.0, 1.5, 1.0, 4.0
-POLL_QUIET = 60.0  # seconds, where quiet completes no study
+POLL_QUIET = 60.0  # seconds, used if `quiet_seconds` is null
 AFTER_FAILURE = 1.0
 WAKE_SECONDS = 0.5
 DATABASE_FILE, AUDIT_FILE = "jobs.sqlite3", "audit.jsonl"
@@ -64,17 +64,17 @@ Announce = Callable[[str], None]
 
 
 class Gateway:
-    """Everything that runs; a context manager that stops it."""
+    """All running parts of a gateway; a context manager that stops them."""
 
     def __init__(self, config: GatewayConfig, announce: Announce = lambda _: None) -> None:
-        """Start.
+        """Start the gateway.
 
         Args:
-            config: The configuration.
-            announce: Function that is told, line by line, what listens, what is asked, and that all is ready.
+            config: Configuration of the gateway.
+            announce: Function that is called with a line for each listener, each polled archive and each worklist.
 
         Raises:
-            InputError, QueueError: the state folder, a port, a key or a certificate cannot be used.
+            InputError, QueueError: The state folder, a port, a key or a certificate cannot be used.
         """
         self._config = config
         self._stop = threading.Event()
@@ -87,7 +87,7 @@ class Gateway:
 
     def _start(self, stack: contextlib.ExitStack, announce: Announce) -> None:
         config, state = self._config, self._config.state
-        os.umask(0o077)  # scans are nobody else's on this machine
+        os.umask(0o077)  # other users of this machine must not read scans
         stack.enter_context(exclusive_lock(state))
         self.audit = AuditLog(state / AUDIT_FILE)
         self.queue = Queue(state / DATABASE_FILE)
@@ -97,7 +97,7 @@ class Gateway:
         self.instance_store = InstanceStore(
             state, hasher, config.keep.free_bytes, lambda *told: self.studies.instance_arriving(*told), uids=config.uids
         )
-        # pynetdicom and the client write what they cannot hold in memory: on this volume, where it is swept.
+        # pynetdicom and the client write temporary files to this folder, which is emptied at the start.
         tempfile.tempdir = str(self.instance_store.incoming)
         self.study_problems = StudyProblems(
             config, self.queue, self.instance_store, lambda: self.studies.held_reasons(), lambda: self._pollings
@@ -144,7 +144,7 @@ class Gateway:
         self.overview.watch_worklists(self.worklists)
         self.retention = RetentionTask(context, self.studies, self.pipeline, is_claimed=self.worklists.claims.has)
         self.overview.watch_destinations({name: one.trouble for name, one in self.retries.backoffs.items()})
-        # What waited for others when the gateway ended is tried at once: they may be well since.
+        # Jobs that waited for a server or archive when the gateway stopped are tried at once: it may work again.
         for kind in (SEGMENT, DELIVER):
             self.retries.release_held(kind)
         self.audit.record("started", version=version("semiseg"), rules=[rule.name for rule in config.rules])
@@ -178,7 +178,7 @@ class Gateway:
         stack.callback(self.worklists.close, POLL_SECONDS)
         self.worklists.start()
         for worklist in config.worklists:
-            announce(f"worklist {worklist.name}: asking {worklist.url} every {worklist.every_seconds:g} s")
+            announce(f"worklist {worklist.name}: polling {worklist.url} every {worklist.every_seconds:g} s")
         pollings = self._pollings
         stack.callback(_close_all, pollings)
         for poll in config.polls:
@@ -186,7 +186,7 @@ class Gateway:
                 poll, config.complete.quiet_seconds or POLL_QUIET, partial(self._found, hasher), hasher.hash
             )
             pollings.append(polling)
-            announce(f"asking {poll.url} every {poll.every_seconds:g} s")
+            announce(f"polling {poll.url} every {poll.every_seconds:g} s")
         self.overview.watch_polls({one.url: one.trouble for one in pollings})
 
     def __enter__(self) -> Gateway:
@@ -196,7 +196,7 @@ class Gateway:
         self.close()
 
     def close(self) -> None:
-        """Shut the doors, give back what is being worked on, and stop."""
+        """Stop the listeners, return running jobs to the queue, and stop."""
         self._stack.close()
 
     def _start_workers(self, pool: ServerPool) -> None:
@@ -210,7 +210,7 @@ class Gateway:
         for _, lane in make_lanes("model", [rule.model or "" for rule in config.rules]):
             self._worker(SEGMENT, pipeline.segment, lane=lane, limiter=PoolLimiter(pool), fair=True)
         for name, lane in make_lanes("to", list(config.destinations)):
-            # Without a name: what a destination was to get that the configuration does not have any more.
+            # The lane without a name holds deliveries to destinations that are not in the configuration any more.
             threads = 1 if name is None else config.destinations[name].parallel
             ready = self.retries.backoffs[name].ready if name is not None else lambda: True
             self._worker(DELIVER, pipeline.deliver, lane=lane, threads=threads, ready=ready, fair=True)
@@ -247,7 +247,7 @@ class Gateway:
     def _close_workers(self) -> None:
         workers = [worker for kind in self._workers.values() for worker in kind]
         for worker in workers:
-            worker.close(0.0)  # they all hear of it before the first one is waited for
+            worker.close(0.0)  # all are told to stop before the first one is waited for
         until = time.monotonic() + STOP_SECONDS
         for worker in workers:
             worker.close(max(0.1, until - time.monotonic()))
@@ -258,7 +258,7 @@ class Gateway:
             try:
                 pause = look()
                 self.overview.set_failure(name, None)
-            except Exception as error:  # noqa: BLE001 - a thread that ends would never be missed
+            except Exception as error:  # noqa: BLE001 - nothing would notice that the thread has ended
                 told = str(error) if isinstance(error, SemisegError) else f"{type(error).__name__} in {name}."
                 _LOG.error("%s", told, exc_info=not isinstance(error, SemisegError))
                 self.overview.set_failure(name, told)
@@ -296,8 +296,8 @@ class Gateway:
         if state == "failed":
             now = self.queue.get(job.id)
             why = now.result.get("error", "") if now else ""
-            if job.queue == SEGMENT:  # a server's sentence may quote a Series Description
-                why = "No server will have it, or none could be reached for too long; `show` has the sentence."
+            if job.queue == SEGMENT:  # a server's message may quote a Series Description
+                why = "A server refused it, or none could be reached for too long; `show` gives the message."
             self.audit.record("dead letter", study=job.payload.get("study", ""), job=job.id, kind=job.queue, why=why)
         elif state == "cancelled":
             self.audit.record("cancelled", study=job.payload.get("study", ""), job=job.id, kind=job.queue)
@@ -310,8 +310,8 @@ class Gateway:
         keys = ApiKeys(config.keys)
         if not keys.required and not is_loopback(config.host):
             raise InputError(
-                f"Whoever reaches {config.host} could use the gateway's web door: name a file of `keys`, set "
-                f"{KEYS_ENV} in the environment, or let it listen on 127.0.0.1."
+                f"The web listener on {config.host} would be open to everyone who can reach it: name a file of `keys`, "
+                f"set {KEYS_ENV} in the environment, or set `host` to 127.0.0.1."
             )
 
         def complete(uid: str, count: int | None, anyway: bool) -> tuple[str, str] | None:
@@ -324,7 +324,7 @@ class Gateway:
             if not lacking and count is None and self._config.complete.incomplete == "hold":
                 lacking = self.study_problems.missing_text(name)
             if not lacking:
-                self.studies.mark_complete(name, "somebody said so", count)
+                self.studies.mark_complete(name, "it was declared complete", count)
             return name, lacking
 
         web = WebApp(
@@ -349,7 +349,7 @@ class Gateway:
 
 
 def _close_all(pollings: list[ArchivePoller]) -> None:
-    """Stop all of them at once: each may be waiting for an answer."""
+    """Stop all pollers at the same time, because each may be waiting for a response."""
     for polling in pollings:
         polling.stop()
     until = time.monotonic() + POLL_SECONDS
@@ -358,27 +358,27 @@ def _close_all(pollings: list[ArchivePoller]) -> None:
 
 
 def _generation(name: str, files: list[str]) -> str:
-    """What names a study with exactly these instances."""
+    """Return a key for a study with exactly these instances."""
     return f"{name} {hashlib.sha256(' '.join(files).encode()).hexdigest()}"
 
 
 def run(config: GatewayConfig, announce: Announce) -> None:
-    """Run until told to stop (SIGTERM, SIGINT)."""
+    """Run the gateway until SIGTERM or SIGINT is received."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with Gateway(config, announce):
         announce("ready")
-        # Another thread may be the one that the system interrupts; this one runs the handler when it wakes up.
+        # The system may deliver the signal to another thread; this thread runs the handler when it wakes up.
         while not stop.wait(WAKE_SECONDS):
             pass
 
 
 def open_state(config: GatewayConfig) -> tuple[Queue, Path]:
-    """The queue and the folder of a gateway, for commands that look at it while it runs.
+    """Open the queue and the state folder of a gateway, for commands that access them while it runs.
 
     Raises:
-        InputError: no gateway has ever run there.
+        InputError: No gateway has run with this state folder.
     """
     if not (config.state / DATABASE_FILE).exists():
         raise InputError(f"No gateway has run in {config.state} yet.")

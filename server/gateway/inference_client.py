@@ -1,4 +1,4 @@
-"""A study's scans to a server, and what it makes of them to the disk; each order once, by whichever server answers."""
+"""Client of the segmentation servers: sends each scan to one server of the pool and writes its results to disk."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from server.gateway.config import OutputFormat, Servers
 from server.gateway.dicomweb import read_secret
 from server.gateway.server_pool import ServerPool
 
-PROBE_SECONDS = 10.0  # for the answer to a small question
+PROBE_SECONDS = 10.0  # time-out of small requests
 POLL_INTERVAL = 0.2
-SCAN_ERRORS = frozenset({400, 415, 422})  # with the server's own sentence
-POSSIBLE_SCAN_ERRORS = frozenset({408, 413, 500})  # the server is well, and cannot have this scan at present
+SCAN_ERRORS = frozenset({400, 415, 422})  # errors of the scan, with a message of the server
+POSSIBLE_SCAN_ERRORS = frozenset({408, 413, 500})  # the server works, but cannot process this scan at present
 
 _LOG = logging.getLogger("semiseg.gateway")
 
 
-class ServersUnavailable(SemisegError):  # noqa: N818 - it passes
-    """No server could do it at present.
+class ServersUnavailable(SemisegError):  # noqa: N818 - temporary
+    """No server could segment the scan at present.
 
     Attributes:
-        seconds: Seconds that one of them asks to wait; 0 where none says.
-        of_servers: True if the servers are the reason, so that other scans fail as well; False if it may be the scan.
+        seconds: Delay that one of the servers asked for; 0 if none did.
+        of_servers: True if the servers are the cause, so that other scans fail, too; False if it may be the scan.
     """
 
     def __init__(self, sentence: str, seconds: float = 0.0, *, of_servers: bool = False) -> None:
@@ -48,12 +48,12 @@ class ServersUnavailable(SemisegError):  # noqa: N818 - it passes
 
 
 class _ServerError(SemisegError):
-    """One server could not do it.
+    """One server could not segment the scan.
 
     Attributes:
-        rest: True if the server is asked last for a while.
-        seconds: Seconds for which it asked that; None where it did not.
-        of_server: True if other scans would fail there as well.
+        rest: True if other servers are preferred for a while.
+        seconds: Delay that the server asked for; None if it did not.
+        of_server: True if other scans would fail there, too.
     """
 
     def __init__(self, sentence: str, *, rest: bool, seconds: float | None = None, of_server: bool = True) -> None:
@@ -63,14 +63,14 @@ class _ServerError(SemisegError):
 
 @dataclass(frozen=True)
 class _Request:
-    """A scan and what is asked for it, of whichever server.
+    """Request for the segmentation of a scan, independent of the server.
 
     Attributes:
-        key: API key; None where the servers need none.
+        key: API key; None if the servers need none.
         files: DICOM files of the scan.
         forms: Output formats.
-        model: Name of the server's model; None where it has only one.
-        stopped: Function that returns True once the job is stopped.
+        model: Name of the server's model; None if it has only one.
+        stopped: Function that returns True once the job is to stop.
     """
 
     key: str | None
@@ -82,12 +82,12 @@ class _Request:
 
 @dataclass(frozen=True)
 class SegmentedScan:
-    """What a server made of a scan.
+    """Results for a scan.
 
     Attributes:
         files: Names of the files of each output format.
         server: Address of the server.
-        metadata: The model, the volumes and the remarks, as the server told them.
+        metadata: Model, segment volumes and scan warnings, as reported by the server.
     """
 
     files: dict[str, list[str]]
@@ -96,13 +96,13 @@ class SegmentedScan:
 
 
 class InferenceClient:
-    """Asks the servers."""
+    """Sends scans to the servers."""
 
     def __init__(self, servers: Servers, pool: ServerPool) -> None:
-        """Ask ``pool``; the API key is read from its file for each scan.
+        """Use the servers of ``pool``; the API key is read from its file for each scan.
 
         Raises:
-            InputError: the key cannot be read.
+            InputError: The key cannot be read.
         """
         self._servers, self._pool = servers, pool
         self._key()
@@ -115,19 +115,19 @@ class InferenceClient:
         folder: Path,
         stopped: Callable[[], bool],
     ) -> SegmentedScan:
-        """Have a scan segmented, and write each form into ``folder``.
+        """Have a scan segmented, and write each output format into ``folder``.
 
         Args:
             files: DICOM files of the scan.
             forms: Output formats.
-            model: Name of the server's model; None where it has only one.
-            folder: Folder of the results; it exists.
-            stopped: Function that returns True once the job is stopped; asked now and then.
+            model: Name of the server's model; None if it has only one.
+            folder: Existing folder for the results.
+            stopped: Function that returns True once the job is to stop; called repeatedly.
 
         Raises:
-            InputError: a server will not have this scan; again would not help.
-            ServersUnavailable: nobody answered, or nobody has room or the model, or each server failed on it.
-            Cancelled: it was stopped.
+            InputError: A server refused this scan; a retry would not help.
+            ServersUnavailable: No server answered, had capacity or had the model, or each server failed on the scan.
+            Cancelled: The job was stopped.
         """
         try:
             request = _Request(self._key(), files, forms, model, stopped)
@@ -165,19 +165,19 @@ class InferenceClient:
         return ServersUnavailable(sentence, min(waits, default=0.0), of_servers=of_servers)
 
     def _ask(self, url: str, request: _Request) -> MultiFormatResult:
-        """What the server makes of the scan.
+        """Have the scan segmented by one server.
 
         Raises:
-            InputError: The server will not have the scan, in its own words.
-            _ServerError: Anything else.
-            Cancelled: It was stopped.
+            InputError: The server refused the scan; the message is the server's.
+            _ServerError: Any other failure.
+            Cancelled: The job was stopped.
         """
         if trouble := self._lacks(url, request):
             raise _ServerError(trouble, rest=False)
         try:
             return self._watched(url, request)
         except ServerUnreachableError as error:
-            alive = self._lives(url)  # a scan that breaks the connection is not the other scans' affair
+            alive = self._lives(url)  # if the scan caused it, other scans are not affected
             raise _ServerError(str(error), rest=not alive, of_server=not alive) from None
         except ServerBusyError as error:
             raise _ServerError(
@@ -185,23 +185,23 @@ class InferenceClient:
             ) from None
         except (RequestRejectedError, ServerFailureError) as error:
             if isinstance(error, RequestRejectedError) and error.is_server_message and error.status in SCAN_ERRORS:
-                # A model may have been taken away since it was looked for.
+                # The model may have been unloaded since the check.
                 if error.status == 400 and (trouble := self._lacks(url, request)):
                     raise _ServerError(trouble, rest=False) from None
                 raise
             perhaps = error.status in POSSIBLE_SCAN_ERRORS
             told = f"{url} answered {http_statuses.describe(error.status)}"
             raise _ServerError(told, rest=not perhaps, of_server=not perhaps) from None
-        except InputError as error:  # a file of ours cannot be read
+        except InputError as error:  # a file of the scan cannot be read
             raise _ServerError(str(error), rest=False, of_server=False) from None
         except SemisegError as error:
             raise _ServerError(str(error), rest=True) from None
 
     def _watched(self, url: str, request: _Request) -> MultiFormatResult:
-        """The request, given up when the server hangs or the job is stopped.
+        """Send the request, and abandon it if the server hangs or the job is stopped.
 
-        It runs in a thread of its own, which is left behind when it is given up: a socket that waits for an answer
-        cannot be woken. Its connection ends at the time-out at the latest.
+        The request runs in a thread of its own, which is abandoned with it, because a socket that waits for a response
+        cannot be interrupted. Its connection ends at the time-out at the latest.
         """
         outcome: list[MultiFormatResult | BaseException] = []
         ended = threading.Event()
@@ -220,14 +220,14 @@ class InferenceClient:
         heard = looked = time.monotonic()
         while not ended.wait(POLL_INTERVAL):
             if request.stopped():
-                raise Cancelled("It was stopped while a server worked on it.")
+                raise Cancelled("It was stopped while a server processed it.")
             if time.monotonic() - looked < min(silence / 4, PROBE_SECONDS):
                 continue
             if self._lives(url, min(silence / 2, PROBE_SECONDS)) or ended.is_set():
                 heard = time.monotonic()
             elif time.monotonic() - heard >= silence:
                 raise _ServerError(
-                    f"{url} has answered nothing for {silence:g} s, not even whether it lives: it hangs, start it anew",
+                    f"{url} has not responded for {silence:g} s, not even to liveness checks; it hangs, restart it",
                     rest=True,
                 )
             looked = time.monotonic()
@@ -237,10 +237,10 @@ class InferenceClient:
         return found
 
     def _lacks(self, url: str, request: _Request) -> str:
-        """Why a server cannot be asked for the model; "" where it can, or does not say.
+        """Return why a server cannot segment with the model; "" if it can, or if it does not list its models.
 
         Raises:
-            _ServerError: It does not answer.
+            _ServerError: The server does not answer.
         """
         model = request.model
         try:
@@ -249,7 +249,7 @@ class InferenceClient:
         except ServerUnreachableError as error:
             raise _ServerError(str(error), rest=True) from None
         except (SemisegError, ValueError, KeyError, TypeError, AttributeError):
-            return ""  # the request itself gets an answer that is understood
+            return ""  # the request itself will be answered with an error
         if model is not None and model not in names:
             return f"{url} has no model {model}, only {', '.join(names)}; load it there, or name another in the rule"
         if model is None and len(names) > 1:
@@ -257,7 +257,7 @@ class InferenceClient:
         return ""
 
     def _lives(self, url: str, seconds: float = PROBE_SECONDS) -> bool:
-        """Whether anything answers there, whatever it is."""
+        """Return True if the server answers a liveness check."""
         with contextlib.suppress(SemisegError), Client(url, timeout=seconds) as client:
             return client.lives(seconds)
         return False

@@ -1,4 +1,4 @@
-"""What an instance says that it is, read from its header as far as its study."""
+"""Identity of an instance, read from its header up to the attributes of its study."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from server.gateway.uids import UidRule, uid_error
 
 LAST_TAG = 0x00201208  # Number of Study Related Instances
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "NumberOfStudyRelatedInstances"]
-MAX_INSTANCES = 10**7  # instances of one study; a larger number is no count but an error of whoever wrote it
+MAX_INSTANCES = 10**7  # instances of one study; a larger number is taken for an error
 
 
 class InvalidInstance(InputError):  # noqa: N818 - a refusal
-    """What came is no instance, or not the one that it was announced as.
+    """The received data is not a DICOM instance, or not the announced one.
 
     Attributes:
         identity: Identity that the instance claims, None where it could not be read.
@@ -30,12 +30,12 @@ class InvalidInstance(InputError):  # noqa: N818 - a refusal
 
 @dataclass(frozen=True)
 class InstanceIdentity:
-    """What an instance says that it is.
+    """Identity of an instance according to its header.
 
     Attributes:
         sop_class, instance, study, series: UIDs.
-        announced: Number of instances that its study has by its own account, or None.
-        marks: Names of the files that say of which patient and order it is, as keyed hashes.
+        announced: Number of Study Related Instances (0020,1208), or None.
+        marks: Names of the files that identify patient and order by keyed hashes.
     """
 
     sop_class: str
@@ -47,16 +47,16 @@ class InstanceIdentity:
 
 
 def read_identity(file: Path, hasher: UidHasher, uids: UidRule) -> InstanceIdentity:
-    """Read an instance's header as far as its study.
+    """Read an instance's header up to the attributes of its study.
 
     Args:
-        file: The instance.
-        hasher: Keyed hashes of what says of which patient it is.
-        uids: Rule by which UIDs are refused.
+        file: File of the instance.
+        hasher: Keyed hashes for the attributes of the patient.
+        uids: Rule by which UIDs are validated.
 
     Raises:
-        InvalidInstance: The file is no DICOM, lacks a UID that it needs, or has one that breaks PS3.5 9.1. The sentence
-            quotes nothing of the file, since it goes into logs.
+        InvalidInstance: The file is not DICOM, lacks a required UID, or has one that violates PS3.5 9.1. The message
+            quotes nothing of the file, because it is logged.
     """
     try:
         header = read_dicom(file, pixels=False, tags=[*PATIENT_TAGS, *_TAGS], last=LAST_TAG)
@@ -82,9 +82,9 @@ def read_identity(file: Path, hasher: UidHasher, uids: UidRule) -> InstanceIdent
 
 
 def parse_count(written: object) -> int | None:
-    """A number of instances as an IS or JSON number writes it; None for zero, for nonsense and for what is no number.
+    """Parse a number of instances, written as IS or JSON number; None for zero, implausible values and other text.
 
-    Such numbers ((0020,1208), (0020,1209)) are hints: nothing goes wrong without them.
+    Such numbers ((0020,1208), (0020,1209)) are optional hints.
     """
     text = str(written).strip()
     digits = text.removeprefix("+")

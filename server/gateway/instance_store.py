@@ -1,16 +1,16 @@
-"""Instances on the disk: whole, under the name of what they are, and there before their sender is told so.
+"""Store of instances on disk, which are complete and durable before their sender receives a success status.
 
-    incoming/                   what is still arriving
+    incoming/                   data that is being received
     studies/STUDY/INSTANCE.dcm  STUDY and INSTANCE are keyed hashes of their UIDs
     studies/STUDY/from-NAME     an empty file for each sender of the study
     studies/STUDY/series-SERIES an empty file for each of its series, under a keyed hash of its UID
     studies/STUDY/sending-NAME  an empty file for each sender whose association or request has not ended yet
-    studies/STUDY/lacks-KEY     a sentence: what is missing of the study, so that it is not whole
-    studies/STUDY/accepted      an empty file: somebody decided that the study is taken as it is
+    studies/STUDY/lacks-KEY     a sentence that says what is missing of the study
+        studies/STUDY/accepted      an empty file: the study was accepted although it is incomplete
     studies/STUDY/patient-..., accession-...   see :mod:`server.gateway.patient_marks`
     studies/STUDY/newer/...     other versions of instances; see :mod:`server.gateway.conflicts`
 
-The folder is the only record of what has arrived: nothing else has to be kept in step with it.
+The folder is the only record of the received instances, so there is no other record to keep consistent with it.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ _SUFFIX, _SENDER, _SERIES, _SENDING, _LACKS = ".dcm", "from-", "series-", "sendi
 _ACCEPTED = "accepted"
 
 
-class DiskFull(SemisegError):  # noqa: N818 - it passes
-    """Less is free than has to stay free."""
+class DiskFull(SemisegError):  # noqa: N818 - temporary
+    """The volume has fewer free bytes than have to stay free."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """An instance that is on the disk.
+    """Result of adding an instance.
 
     Attributes:
         study: Name of its study.
         instance: Name of the instance.
-        new: True if it was not there before.
-        differs: True if an object of the same UID with another content was there; it stays, and this one is kept beside
-            it until somebody decides.
+        new: True if it was not stored before.
+        differs: True if an instance with the same UID and different content was stored before; it stays, and the new
+            one is kept beside it until an operator decides.
         attributes: Keywords of the attributes that differ.
     """
 
@@ -74,7 +74,7 @@ class Arrival:
 
 
 class InstanceStore:
-    """The two folders; to be used from any thread of the one process that holds them."""
+    """Store of instances; thread-safe, for the one process that owns the folder."""
 
     def __init__(
         self,
@@ -84,15 +84,15 @@ class InstanceStore:
         arriving: Callable[[str, int | None], None] = lambda *_: None,
         uids: UidRule = "strict",
     ) -> None:
-        """Make them, and empty what a former process was receiving.
+        """Create the folders, and delete partial data of a former process.
 
         Args:
-            folder: Folder above both.
+            folder: Parent folder of `incoming` and `studies`.
             hasher: Keyed hashes of UIDs.
-            keep_free: Bytes that must stay free on the volume.
-            arriving: Function that is told of each instance just before it gets its place: its study's name, and the
-                number of instances that the study has by the instance's own account, or None.
-            uids: Rule by which UIDs are refused.
+            keep_free: Bytes that have to stay free on the volume.
+            arriving: Function that is called just before each instance is stored, with its study's name and the Number
+                of Study Related Instances of its header, or None.
+            uids: Rule by which UIDs are validated.
         """
         self.incoming, self.studies = folder / "incoming", folder / STUDIES_FOLDER
         for one in (self.incoming, self.studies):
@@ -103,28 +103,28 @@ class InstanceStore:
         self._lock = threading.Lock()
 
     def require_free_space(self) -> None:
-        """Refuse while the disk is nearly full.
+        """Check the free disk space.
 
         Raises:
-            DiskFull: fewer bytes are free than have to stay free.
+            DiskFull: The volume has fewer free bytes than have to stay free.
         """
         if free_bytes(self.incoming) < self._keep_free:
-            raise DiskFull("The disk is nearly full; nothing is accepted before its operator has made room.")
+            raise DiskFull("The disk is nearly full; nothing is accepted until the operator has freed space.")
 
     def add(
         self, file: Path, sender: str, identity: InstanceIdentity | None = None, *, more_follows: bool = False
     ) -> Arrival:
-        """Give a file in ``incoming`` its place; when this returns, a power cut cannot take it away.
+        """Move a file from ``incoming`` into the store; when this returns, the instance survives a power failure.
 
         Args:
-            file: DICOM file; it is gone afterwards, whatever happens.
+            file: DICOM file; it is always removed from its place, also after an error.
             sender: AE title of the sender.
-            identity: Identity that :meth:`identify` read, where it was asked already.
+            identity: Result of :meth:`identify`, if it was called before.
             more_follows: True if the sender's association or request is still open; :meth:`transfer_ended` follows.
 
         Raises:
-            InvalidInstance: no DICOM, or without the UIDs that it needs.
-            DiskFull: there is no room.
+            InvalidInstance: The file is not DICOM, or lacks required UIDs.
+            DiskFull: The disk is nearly full.
         """
         try:
             self.require_free_space()
@@ -137,7 +137,7 @@ class InstanceStore:
             file.unlink(missing_ok=True)
 
     def identify(self, file: Path) -> InstanceIdentity:
-        """Read an instance's header as far as its study.
+        """Read an instance's header up to the attributes of its study.
 
         Raises:
             InvalidInstance: See :func:`server.gateway.instance_identity.read_identity`.
@@ -147,12 +147,12 @@ class InstanceStore:
     def _place(
         self, file: Path, study: str, name: str, sender: str, identity: InstanceIdentity, more_follows: bool
     ) -> tuple[bool, list[str]]:
-        """Whether an instance is new, and where it is not, what differs from the one that is there."""
+        """Link the file into its study; return True if it is new, otherwise the attributes that differ."""
         folder, there = self.studies / study, self.studies / study / f"{name}{_SUFFIX}"
         marks = [f"{_SENDER}{quote(sender, safe='')}", f"{_SERIES}{self._hasher.hash(identity.series)}"]
         if more_follows:
             marks.append(f"{_SENDING}{quote(sender, safe='')}")
-        with self._lock:  # so that retention sees the study arriving, or deletes it before and not with this in it
+        with self._lock:  # so that retention cannot delete the study while an instance is added
             self._arriving(study, identity.announced)
             self._require_folder(folder)
             for mark in marks:
@@ -165,14 +165,15 @@ class InstanceStore:
             except FileExistsError:
                 new = False
             (folder / f"{_LACKS}{name}").unlink(missing_ok=True)
-        attributes = [] if new else differing_attributes(there, file)  # without the lock: they may be large
+        # The files are compared without the lock, because they may be large.
+        attributes = [] if new else differing_attributes(there, file)
         if not new:
             with self._lock:
                 if attributes:
                     keep_other_version(folder, there.name, file, attributes)
                     (folder / _ACCEPTED).unlink(missing_ok=True)
                 _mark(folder, identity.marks)
-        sync(folder)  # also for one that is here already: who brought it first may not have come to this yet
+        sync(folder)  # also for a stored instance: the thread that added it may not have synced yet
         return new, attributes
 
     def _require_folder(self, folder: Path) -> None:
@@ -181,23 +182,23 @@ class InstanceStore:
             sync(self.studies)
 
     def transfer_ended(self, study: str, sender: str) -> None:
-        """The association or request with which ``sender`` brought something of a study has ended in good order."""
+        """Record that the association or request in which ``sender`` sent instances has ended normally."""
         (self.studies / study / f"{_SENDING}{quote(sender, safe='')}").unlink(missing_ok=True)
 
     def interrupted_transfers(self) -> dict[str, str]:
-        """Studies whose sender had not ended its association or request when a former process stopped.
+        """Find the studies whose sender had not ended its association or request when a former process stopped.
 
         Returns:
-            The AE title of a sender, by study.
+            AE title of a sender, by study.
         """
         found = self.studies.glob(f"*/{_SENDING}*")
         return {mark.parent.name: unquote(mark.name.removeprefix(_SENDING)) for mark in found}
 
     def record_missing(self, identity: InstanceIdentity, why: str) -> str:
-        """Write down that an instance of a study was refused or broke off; it is forgotten when the instance comes.
+        """Record that an instance was refused or its transfer interrupted; storing the instance deletes the record.
 
         Returns:
-            The name of the study.
+            Name of the study.
         """
         study = self._hasher.hash(identity.study)
         if not (self.studies / study / f"{self._hasher.hash(identity.instance)}{_SUFFIX}").exists():
@@ -205,15 +206,15 @@ class InstanceStore:
         return study
 
     def record_missing_uid(self, study: str, uid: str, why: str) -> None:
-        """As :meth:`record_missing`, of an instance that could not be read, so that only its announced UID is known."""
+        """Record a missing instance that could not be read, by its announced UID; see :meth:`record_missing`."""
         name = self._hasher.hash(uid)
         if not (self.studies / study / f"{name}{_SUFFIX}").exists():
             self.record_incomplete(study, name, why)
 
     def record_incomplete(self, study: str, key: str, why: str) -> None:
-        """Write down under ``key`` why a study is not whole."""
+        """Record under ``key`` why a study is incomplete."""
         folder = self.studies / study
-        with self._lock, suppress(OSError):  # a disk that is full: the sender is told so and sends all of it again
+        with self._lock, suppress(OSError):  # if the disk is full, the sender is told so and sends everything again
             self._arriving(study, None)
             self._require_folder(folder)
             (folder / f"{_LACKS}{key}").write_text(why, encoding="utf-8")
@@ -221,29 +222,29 @@ class InstanceStore:
             sync(folder)
 
     def missing_reasons(self, study: str) -> list[str]:
-        """Why a study is not whole: one sentence for each thing that is missing; none where nothing is known to be."""
+        """Return why a study is incomplete, one sentence for each reason; empty if nothing is known to be missing."""
         with suppress(FileNotFoundError):
             return [mark.read_text(encoding="utf-8") for mark in sorted((self.studies / study).glob(f"{_LACKS}*"))]
         return []
 
     def accept_incomplete(self, study: str) -> None:
-        """Forget what a study lacks, because somebody decided so; it counts until something more comes."""
+        """Accept a study although it is incomplete, until further instances arrive."""
         accept_incomplete(self.studies / study)
 
     def is_accepted(self, study: str) -> bool:
-        """Whether somebody decided that a study is taken as it is, and nothing more has come."""
+        """Return True if a study was accepted although it is incomplete, and nothing has arrived since."""
         return (self.studies / study / _ACCEPTED).exists()
 
     def find_conflict(self, study: str) -> StudyConflict | None:
-        """What an operator has to decide of a study; None where nothing is."""
+        """Return the conflict that an operator has to decide; None if there is none."""
         return find_conflict(self.studies / study)
 
     def is_of_two_patients(self, study: str) -> bool:
-        """Whether instances of a study name different patients, and nobody has decided about it."""
+        """Return True if instances of a study name different patients, and no operator has decided about it."""
         return not self.is_accepted(study) and bool(conflicting_attributes(self.studies / study))
 
     def resolve_conflict(self, study: str, choice: ConflictChoice) -> None:
-        """End the conflict of a study: keep what came first, or take what came last."""
+        """Resolve the conflict of a study: keep the versions that were received first, or those received last."""
         folder = self.studies / study
         with self._lock:
             resolve_conflict(folder, self._hasher, choice)
@@ -253,40 +254,40 @@ class InstanceStore:
                     mark.unlink()
 
     def last_change(self, study: str) -> float:
-        """When something of a study came last, in Unix seconds; now where it is gone."""
+        """Return the time of the last change of a study, in Unix seconds; the current time if it was deleted."""
         with suppress(FileNotFoundError):
             return (self.studies / study).stat().st_mtime
         return time.time()
 
     def study_names(self) -> list[str]:
-        """Names of the studies that are here."""
+        """Return the names of the stored studies."""
         return sorted(path.name for path in self.studies.iterdir())
 
     def instances(self, study: str) -> list[Path]:
-        """The files of a study; none where it is gone."""
+        """Return the files of a study; empty if it was deleted."""
         with suppress(FileNotFoundError):
             return sorted(path for path in (self.studies / study).iterdir() if path.suffix == _SUFFIX)
         return []
 
     def senders(self, study: str) -> list[str]:
-        """Who has sent it."""
+        """Return the AE titles of the senders of a study."""
         with suppress(FileNotFoundError):
             found = [path.name for path in (self.studies / study).iterdir() if path.name.startswith(_SENDER)]
             return sorted(unquote(name.removeprefix(_SENDER)) for name in found)
         return []
 
     def is_in_other_study(self, study: str, series: str) -> bool:
-        """Whether another study that is here has a series of the same Series Instance UID."""
+        """Return True if another stored study has a series with the same Series Instance UID."""
         mark = f"{_SERIES}{self._hasher.hash(series)}"
         return any((other / mark).exists() for other in self.studies.iterdir() if other.name != study)
 
     def has_instance(self, uid: str) -> bool:
-        """Whether an instance is here, by its SOP Instance UID."""
+        """Return True if an instance is stored, by its SOP Instance UID."""
         name = f"{self._hasher.hash(uid)}{_SUFFIX}"
         return any((study / name).exists() for study in self.studies.iterdir())
 
     def remove(self, study: str, unless: Callable[[], bool], *, overwrite: bool) -> bool:
-        """Delete a study ``unless`` something of it is arriving; whether it was deleted."""
+        """Delete a study ``unless`` instances of it are arriving; return True if it was deleted."""
         with self._lock:
             if unless():
                 return False
@@ -298,14 +299,14 @@ class InstanceStore:
 
 
 def _mark(folder: Path, marks: Sequence[str]) -> None:
-    """Make the files that say of which patient a study is; the time of each is when the first of this patient came."""
+    """Create the mark files of patient and order; their times are those of the first instance of this patient."""
     for mark in marks:
         if not (folder / mark).exists():
             (folder / mark).touch()
 
 
 def delete(path: Path, *, overwrite: bool) -> None:
-    """Delete a file or folder, if it is there; with ``overwrite`` zeros are written over its files before."""
+    """Delete a file or folder, if it exists; with ``overwrite``, files are first overwritten with zeros."""
     if overwrite:
         for file in [path] if path.is_file() else path.rglob("*"):
             if file.is_file() and not file.is_symlink():
@@ -322,7 +323,7 @@ def delete(path: Path, *, overwrite: bool) -> None:
 
 
 def accept_incomplete(folder: Path) -> None:
-    """Forget what the study in ``folder`` lacks, because somebody decided so; a gateway that runs takes note of it."""
+    """Accept the incomplete study in ``folder``; a running gateway notices it."""
     (folder / _ACCEPTED).touch()
     for mark in folder.glob(f"{_LACKS}*"):
         mark.unlink(missing_ok=True)

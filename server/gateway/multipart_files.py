@@ -1,4 +1,4 @@
-"""A multipart body (RFC 2046 5.1) that is written to the disk while it comes, each part to a file of its own."""
+"""Multipart body (RFC 2046 5.1) that is written to disk while it is received, each part to a file of its own."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MAX_PREAMBLE_BYTES = 2**16  # bytes
 
 @dataclass
 class MultipartFiles:
-    """The parts of a body, each in a file of its own.
+    """Parts of a body, each in a file of its own.
 
     Attributes:
         folder: Folder of the files.
-        boundary: Boundary of the parts, without the hyphens before it.
-        prefix: Beginning of the files' names.
-        ended: True once the closing boundary has come.
+        boundary: Boundary of the parts, without the leading hyphens.
+        prefix: Prefix of the files' names.
+        ended: True once the closing boundary was received.
     """
 
     folder: Path
@@ -47,36 +47,36 @@ class MultipartFiles:
         )
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the body.
+        """Process the next bytes of the body.
 
         Raises:
-            FormParserError: They are no part of a multipart body.
+            FormParserError: The bytes are not part of a multipart body.
             OSError: A part cannot be written.
         """
         if self._started:
             self._parser.write(chunk)
             return
-        # A preamble may come before the first boundary (RFC 2046 5.1.1), and the parser knows none.
+        # A preamble may precede the first boundary (RFC 2046 5.1.1), which the parser does not support.
         self._before += chunk
         marker = b"--" + self.boundary
         at = 0 if self._before.startswith(marker) else self._before.find(b"\r\n" + marker) + 2
         if at == 1:
             if len(self._before) > MAX_PREAMBLE_BYTES:
-                raise FormParserError("its first boundary does not come")
+                raise FormParserError("it has no first boundary")
             return
         self._started = True
         self._parser.write(bytes(self._before[at:]))
         self._before.clear()
 
     def take_completed(self) -> list[Path]:
-        """The files that became complete since this was called last."""
+        """Return the files that were completed since the last call."""
         whole, self._whole = self._whole, []
         return whole
 
     def delete(self) -> None:
-        """Delete what was not taken."""
+        """Delete the files that are left."""
         if self._open is not None:
-            with suppress(OSError):  # a disk that is full has no room for what is in memory
+            with suppress(OSError):  # buffered data cannot be written to a full disk
                 self._open.close()
         for file in self._all:
             file.unlink(missing_ok=True)

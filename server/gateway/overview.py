@@ -1,4 +1,4 @@
-"""What there is to see of a gateway: for its page, for Prometheus, and for whoever asks whether it is well."""
+"""Status of a gateway, for its status page, for Prometheus and for readiness checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Overview:
-    """Reads what is asked for when it is asked for."""
+    """Collects the status on request."""
 
     def __init__(
         self,
@@ -35,17 +35,17 @@ class Overview:
         in_trouble: Callable[[], list[dict[str, Any]]],
         rejections: RejectionLog,
     ) -> None:
-        """Read from these.
+        """Configure the sources of the status.
 
         Args:
             queue: Queue of all jobs.
-            folder: State folder, of whose volume the free bytes are shown.
-            keep_free: Free bytes below which nothing is accepted.
-            studies: Function that returns the number of studies that are kept.
-            opened: Function that returns the number of those that are arriving.
-            arriving: Function that returns the names of those that are arriving.
-            in_trouble: Function that returns the studies that are not whole: name, since when, and why.
-            rejections: Record of those that were not let in.
+            folder: State folder; the free bytes of its volume are shown.
+            keep_free: Free bytes below which instances are refused.
+            studies: Function that returns the number of stored studies.
+            opened: Function that returns the number of arriving studies.
+            arriving: Function that returns the names of arriving studies.
+            in_trouble: Function that returns the studies that need an operator: name, time and reason.
+            rejections: Record of rejected associations and connections.
         """
         self._queue, self._folder, self._keep_free = queue, folder, keep_free
         self._studies, self._opened = studies, opened
@@ -57,40 +57,40 @@ class Overview:
         self._worklists: Worklists | None = None
 
     def watch_servers(self, troubles: Callable[[], Mapping[str, str]]) -> None:
-        """Tell of servers; ``troubles`` returns what is wrong with each, "" where nothing is."""
+        """Include servers; ``troubles`` returns the problem of each by URL, "" if there is none."""
         self._servers = troubles
 
     def watch_destinations(self, troubles: Mapping[str, Callable[[], str]]) -> None:
-        """Tell of destinations; each of ``troubles`` returns what is wrong with one, "" where nothing is."""
+        """Include destinations; each function of ``troubles`` returns the problem of one, "" if there is none."""
         self._destinations = troubles
 
     def watch_polls(self, troubles: Mapping[str, Callable[[], str]]) -> None:
-        """Tell of polled archives; each of ``troubles`` returns what is wrong with one, "" where nothing is."""
+        """Include polled archives; each function of ``troubles`` returns the problem of one, "" if there is none."""
         self._polls = troubles
 
     def watch_worklists(self, worklists: Worklists) -> None:
-        """Tell of worklists and of the workitems that are claimed."""
+        """Include worklists and claimed workitems."""
         self._worklists = worklists
 
     def set_failure(self, what: str, why: str | None) -> None:
-        """A part of the gateway does not work, and why; None when it works again."""
+        """Record why a part of the gateway does not work; None if it works again."""
         if why is None:
             self._broken.pop(what, None)
         else:
             self._broken[what] = why
 
     def trouble(self) -> str:
-        """What keeps it from working, as a sentence; "" where nothing does."""
+        """Return what keeps the gateway from accepting instances, as a sentence; "" if nothing does."""
         if free_bytes(self._folder) < self._keep_free:
-            return "The disk is nearly full; instances are refused until there is room."
+            return "The disk is nearly full; instances are refused until space is freed."
         return next(iter(self._broken.values()), "")
 
     def document(self) -> dict[str, Any]:
-        """Everything that the page shows, as JSON."""
+        """Return everything that the status page shows, as JSON."""
         return status_document(self._queue, self._folder, self.live(), shown=MAX_ROWS)
 
     def live(self) -> dict[str, Any]:
-        """What the gateway knows in memory only, for commands that run beside it."""
+        """Return the part of the status that is held in memory only, for commands that run in other processes."""
         return {
             "time": time.time(),
             "trouble": self.trouble(),
@@ -106,7 +106,7 @@ class Overview:
         }
 
     def metrics(self) -> bytes:
-        """The same in Prometheus' text format."""
+        """Return the metrics in the text format of Prometheus."""
         from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
         registry = CollectorRegistry()
@@ -115,7 +115,7 @@ class Overview:
         return generate_latest(registry)
 
     def collect(self) -> Iterable[Metric]:
-        """For Prometheus' library."""
+        """Yield the metrics; called by the Prometheus client library."""
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
         jobs = GaugeMetricFamily("semiseg_gateway_jobs", "Jobs by kind and state", labels=["kind", "state"])
@@ -123,7 +123,7 @@ class Overview:
             for kind in JOB_KINDS:
                 for state, count in self._queue.count(kind).items():
                     jobs.add_metric([kind, state], float(count))
-        except QueueError:  # the other figures say more then
+        except QueueError:  # the other metrics are still reported
             jobs.samples.clear()
         yield jobs
         rejected = CounterMetricFamily(
@@ -135,11 +135,15 @@ class Overview:
         if self._worklists is not None:
             yield from self._worklists.collect()
         single = (
-            ("semiseg_gateway_ready", "1 while instances are accepted", float(not self.trouble())),
+            ("semiseg_gateway_ready", "1 if instances are accepted, otherwise 0", float(not self.trouble())),
             ("semiseg_gateway_open_studies", "Studies that are arriving", float(self._opened())),
-            ("semiseg_gateway_studies", "Studies that are kept", float(self._studies())),
-            ("semiseg_gateway_studies_in_trouble", "Studies that are not whole", float(len(self._in_trouble()))),
-            ("semiseg_gateway_disk_free_bytes", "Free bytes where studies are kept", float(free_bytes(self._folder))),
+            ("semiseg_gateway_studies", "Stored studies", float(self._studies())),
+            ("semiseg_gateway_studies_in_trouble", "Studies that need an operator", float(len(self._in_trouble()))),
+            (
+                "semiseg_gateway_disk_free_bytes",
+                "Free bytes of the state volume",
+                float(free_bytes(self._folder)),
+            ),
         )
         for name, words, value in single:
             gauge = GaugeMetricFamily(name, words)

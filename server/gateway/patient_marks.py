@@ -1,13 +1,13 @@
-"""Which patient and which order an instance belongs to, as keyed hashes: names of empty files in its study's folder.
+"""Keyed hashes of the patient and the order of instances, stored as names of empty files in the study's folder.
 
     patient-id-HASH      Patient ID
-    patient-name-HASH    Patient's Name, its alphabetic group without regard to case
+    patient-name-HASH    Patient's Name: its alphabetic component group, ignoring case
     patient-birth-HASH   Patient's Birth Date
     accession-HASH       Accession Number
 
-They let a study be found by what is typed at the machine, and show that a study has instances of two patients. Nobody
-can read a value from them who does not have the installation's key. An attribute that is empty leaves no mark, so that
-an object without a birth date is in conflict with nothing.
+With them, studies can be found by patient ID or accession number, and studies with instances of two patients can be
+detected. Values cannot be derived from them without the installation's key. An empty attribute leaves no mark, so an
+object without a birth date conflicts with nothing.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ PATIENT, ACCESSION = "patient-", "accession-"
 PATIENT_KEYWORDS = {"id": "PatientID", "name": "PatientName", "birth": "PatientBirthDate"}
 PATIENT_ATTRIBUTE_NAMES = {"id": "Patient ID", "name": "Patient's Name", "birth": "Patient's Birth Date"}
 PATIENT_TAGS = ["SpecificCharacterSet", *PATIENT_KEYWORDS.values(), "AccessionNumber"]
-PatientHashes = dict[str, str]  # the hash of each attribute that is not empty, by its kind
+PatientHashes = dict[str, str]  # hash of each attribute that is not empty, by the keys of PATIENT_KEYWORDS
 
 
 def hash_patient(values: Mapping[str, str], hasher: UidHasher) -> PatientHashes:
-    """The hashes of a patient's attributes.
+    """Return the hashes of a patient's attributes that are not empty.
 
     Args:
         values: Text of the attributes, by keyword.
@@ -43,25 +43,25 @@ def hash_patient(values: Mapping[str, str], hasher: UidHasher) -> PatientHashes:
 
 
 def mark_names(values: Mapping[str, str], hasher: UidHasher) -> list[str]:
-    """Names of the files that say of which patient and order an instance is."""
+    """Return the names of the mark files for the patient and the order of an instance."""
     marks = [f"{PATIENT}{kind}-{value}" for kind, value in hash_patient(values, hasher).items()]
     accession = values.get("AccessionNumber", "").strip()
     return [*marks, accession_mark(accession, hasher)] if accession else marks
 
 
 def patient_id_mark(patient_id: str, hasher: UidHasher) -> str:
-    """Name of the file of a patient ID."""
+    """Return the name of the mark file of a patient ID."""
     return f"{PATIENT}id-{hash_patient({PATIENT_KEYWORDS['id']: patient_id}, hasher)['id']}"
 
 
 def accession_mark(accession: str, hasher: UidHasher) -> str:
-    """Name of the file of an accession number."""
+    """Return the name of the mark file of an accession number."""
     hashed = hasher.hash(f"accession\n{accession}")
     return f"{ACCESSION}{hashed}"
 
 
 def read_values(file: Path) -> dict[str, str]:
-    """Text of the attributes of an instance; those that are damaged are left out."""
+    """Read the text of the attributes of an instance; damaged attributes are omitted."""
     try:
         return readable_values(read_dicom(file, pixels=False, tags=PATIENT_TAGS), file)
     except VolumeError:
@@ -69,18 +69,18 @@ def read_values(file: Path) -> dict[str, str]:
 
 
 def readable_values(header: Dataset, file: Path) -> dict[str, str]:
-    """Text of the attributes in a header; those that are damaged are left out, since no instance is refused for one."""
+    """Return the text of the attributes in a header; damaged ones are omitted, because they are no reason to refuse."""
     found = {}
     for keyword in PATIENT_TAGS[1:]:
         with suppress(VolumeError):
             one = value(header, keyword, file)
-            # A backslash in an identifier: pydicom makes several values of it.
+            # pydicom splits an identifier with a backslash into several values.
             found[keyword] = "\\".join(map(str, one)) if isinstance(one, MultiValue) else str(one or "").strip()
     return found
 
 
 def patient_hashes(folder: Path) -> dict[str, list[str]]:
-    """The hashes of each kind of attribute in a study's folder, in the order in which they came."""
+    """Return the hashes of each attribute from the marks in a study's folder, in order of arrival."""
     found: dict[str, list[tuple[float, str]]] = {kind: [] for kind in PATIENT_KEYWORDS}
     for mark in folder.glob(f"{PATIENT}*"):
         kind, _, value = mark.name.removeprefix(PATIENT).partition("-")
@@ -90,12 +90,12 @@ def patient_hashes(folder: Path) -> dict[str, list[str]]:
 
 
 def conflicting_attributes(folder: Path) -> list[str]:
-    """The patient's attributes of which a study has several values, in words."""
+    """Return the names of the patient attributes for which a study has several values."""
     return [PATIENT_ATTRIBUTE_NAMES[kind] for kind, values in patient_hashes(folder).items() if len(values) > 1]
 
 
 def is_same_patient(patient: PatientHashes, other: PatientHashes) -> bool:
-    """Whether no attribute that both have differs."""
+    """Return True if no attribute that both have differs."""
     return all(other.get(kind, value) == value for kind, value in patient.items())
 
 

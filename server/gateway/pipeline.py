@@ -1,7 +1,7 @@
-"""What the jobs of the other kinds do (:mod:`server.gateway.job_kinds`): fetch, segment, deliver, and forget it all.
+"""Jobs of the kinds `fetch`, `segment`, `deliver` and `purge` (:mod:`server.gateway.job_kinds`).
 
-Each puts the next ones into the queue before it ends, under keys that say what they are about: one that is killed
-half-way and begins again finds what it has put in already.
+Each job adds the jobs that follow it to the queue before it ends, under keys derived from their content, so that a job
+that was killed and starts again does not add them twice.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from server.gateway.supersession import earlier_jobs, mark_superseding
 from server.jobs.queue import QueuedJob
 from server.jobs.worker import JobFailed, JobPostponed, RunningJob
 
-CONFLICT_RECHECK_SECONDS = 30.0  # seconds after which a job looks again whether an operator has decided
+CONFLICT_RECHECK_SECONDS = 30.0  # seconds after which a job checks again whether an operator has decided
 
 
 class Pipeline:
-    """The work of each kind; its methods are run by workers."""
+    """Handlers of the jobs, which are called by workers."""
 
     def __init__(
         self,
@@ -40,15 +40,15 @@ class Pipeline:
         is_open: Callable[[str], bool],
         complete: Callable[[str, str], None],
     ) -> None:
-        """Make the folder of results; no work begins.
+        """Create the folder of results; no job is started.
 
         Args:
-            context: The gateway's parts.
-            inference: Requests to the servers.
+            context: Shared objects of the gateway.
+            inference: Client of the servers.
             commitments: Reports of storage commitment from archives.
-            retries: Delays of jobs that are tried again.
-            is_open: Function that returns True while something of a study is arriving.
-            complete: Function that is told that a study is complete, and why.
+            retries: Delays of jobs that are retried.
+            is_open: Function that returns True while instances of a study are arriving.
+            complete: Function that is called with the name of a complete study and the reason.
         """
         self._config, self._queue, self._instance_store = context.config, context.queue, context.instance_store
         self._audit, self._wake = context.audit, context.wake
@@ -58,11 +58,11 @@ class Pipeline:
         self.results.mkdir(exist_ok=True)
 
     def fetch(self, task: RunningJob) -> dict[str, Any]:
-        """Bring a study from an archive that is asked."""
+        """Retrieve a study from a polled archive."""
         job, told = task.job, task.job.payload
         poll = next((poll for poll in self._config.polls if poll.url == told["url"]), None)
         if poll is None:
-            raise JobFailed(f"The configuration does not ask {told['url']} any more.")
+            raise JobFailed(f"The configuration does not poll {told['url']} any more.")
         try:
             count = fetch_study(poll, told["uid"], self._instance_store, task.cancelled)
         except FetchError as error:
@@ -70,7 +70,7 @@ class Pipeline:
         self._audit.record("fetched", study=told["study"], job=job.id, sender=poll.name, instances=count)
         if (conflict := self._instance_store.find_conflict(told["study"])) is not None:
             self._audit.record("conflict", sender=poll.name, study=told["study"], attributes=conflict.attributes)
-        self._complete(told["study"], f"all {count} instances that {poll.name} has were fetched")
+        self._complete(told["study"], f"all {count} instances at {poll.name} were fetched")
         return {"instances": count}
 
     def segment(self, task: RunningJob) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Pipeline:
         self._require_one_patient(told["study"])
         earlier = earlier_jobs(self._queue, SEGMENT, job)
         if any(one.state == "running" for one in earlier):
-            raise JobPostponed("The result before it is being made.", after=RECHECK_SECONDS)
+            raise JobPostponed("The previous result of the series is being made.", after=RECHECK_SECONDS)
         folder.mkdir(exist_ok=True)
         try:
             made = self._inference.segment(files, told["forms"], told["model"], folder, task.cancelled)
@@ -105,7 +105,7 @@ class Pipeline:
                 "files": [file for form in forms for file in made.files[form]],
                 "to": destination,
             }
-            # A series that an operator had segmented again is delivered again, whatever became of the first delivery.
+            # A series that an operator had segmented again is delivered again, whatever the first delivery's state.
             key = f"{job.key} {destination}" + (f" again {told['again']}" if told.get("again") else "")
             put.append(self._queue.put(DELIVER, payload, key=key, owner=told["study"]).id)
         self._wake(DELIVER)
@@ -129,7 +129,7 @@ class Pipeline:
         if destination is None:
             raise self._retries.retry(job, f"The configuration has no destination {told['to']} any more.")
         self._require_one_patient(told["study"])
-        # What it has is not sent again, and what it refused the last time goes last.
+        # Stored files are not sent again, and files that were refused the last time are sent last.
         taken, refused = list(told.get("taken", ())), told.get("refused", ())
         names = sorted((name for name in told["files"] if name not in taken), key=lambda name: name in refused)
         files = [self.results / told["of"] / name for name in names]
@@ -158,10 +158,10 @@ class Pipeline:
         return {"instances": len(taken)}
 
     def purge(self, task: RunningJob) -> dict[str, Any]:
-        """Delete a study, its results and its jobs, unless something of it is arriving or being worked on.
+        """Delete a study, its results and its jobs, unless instances of it are arriving or a job is running.
 
-        A study that an archive listed is new afterwards, and is fetched again while the archive lists it, unless the
-        job says ``for_good``.
+        If the payload has ``fetch_again``, the fetch jobs are deleted, too, so that an archive that still lists the
+        study is asked for it again.
         """
         name, told = task.job.payload["study"], task.job.payload
         fetches = self._queue.jobs(queue=FETCH, owner=name)
@@ -175,9 +175,9 @@ class Pipeline:
             if not job.ended:
                 self._queue.stop(job.id)
         if any(job.state == "running" for job in jobs):
-            raise JobPostponed("Something of the study is being worked on.", after=1.0)
+            raise JobPostponed("Another job of the study is running.", after=1.0)
         if not self.delete_study(name, jobs):
-            raise JobFailed("Something of the study is arriving; purge it when it is complete.")
+            raise JobFailed("Instances of the study are arriving; purge it when it is complete.")
         if told.get("fetch_again"):
             for job in fetches:
                 self._queue.delete(job.id)
@@ -185,7 +185,7 @@ class Pipeline:
         return {}
 
     def delete_study(self, name: str, jobs: list[QueuedJob]) -> bool:
-        """Delete a study and what its ``jobs`` left; False when something of it is arriving."""
+        """Delete a study, its ``jobs`` and their results; return False if instances of it are arriving."""
         if not self._instance_store.remove(name, lambda: self._is_open(name), overwrite=self._config.keep.overwrite):
             return False
         for job in jobs:
@@ -194,17 +194,17 @@ class Pipeline:
         return True
 
     def _require_one_patient(self, study: str) -> None:
-        """Wait while an operator has to decide of which patient a study is: its result may be another patient's."""
+        """Postpone the job while an operator has to decide which patient a study belongs to."""
         if self._config.complete.patients == "hold" and self._instance_store.is_of_two_patients(study):
             raise JobPostponed(
                 "The study has instances of two patients, and waits for a decision.", after=CONFLICT_RECHECK_SECONDS
             )
 
     def _superseded(self, job: QueuedJob, earlier: list[QueuedJob], files: dict[str, list[str]]) -> list[str]:
-        """Mark a result as superseding earlier ones, and stop deliveries of those that have not begun.
+        """Mark a result as superseding earlier ones, and stop deliveries of earlier ones that have not begun.
 
         Returns:
-            The jobs whose results an archive may have.
+            Identifiers of the jobs whose results an archive may have.
         """
         if not earlier:
             return []
@@ -212,10 +212,10 @@ class Pipeline:
         for delivery in self._queue.jobs(queue=DELIVER, owner=job.payload["study"]):
             if delivery.payload["of"] not in {one.id for one in earlier}:
                 continue
-            if not delivery.ended:  # one that is running ends with its present try
+            if not delivery.ended:  # a running one ends with its present attempt
                 self._queue.stop(delivery.id)
                 self._audit.record("superseded", study=job.payload["study"], job=delivery.id, by=job.id)
-            # One that was tried may have brought a part of it.
+            # A delivery that was tried may have sent a part of the result.
             if delivery.state != "cancelled" and (delivery.state != "waiting" or delivery.payload.get("tries")):
                 there.add(delivery.payload["of"])
         known = [one for one in earlier if one.id in there and one.state == "done"]

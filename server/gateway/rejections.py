@@ -1,4 +1,4 @@
-"""Who was not let in, and what did not match: for the log, the audit log, the status page and the metrics."""
+"""Rejected associations and connections, for the log, the audit log, the status page and the metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from server.gateway.audit import AuditLog
 
-REPEAT_SECONDS = 10.0  # seconds in which the same rejection of the same peer is written once
+REPEAT_SECONDS = 10.0  # seconds within which the same rejection of the same peer is written only once
 LATEST_COUNT = 20
 _MOST_KEYS = 1000
 
@@ -19,10 +19,10 @@ _LOG = logging.getLogger("semiseg.gateway")
 
 
 class RejectionLog:
-    """Counts and describes rejected associations and connections; to be used from any thread."""
+    """Counts and describes rejected associations and connections; thread-safe."""
 
     def __init__(self, audit: AuditLog) -> None:
-        """Nothing has been rejected yet."""
+        """Start without rejections; each one is also written to ``audit``."""
         self._audit = audit
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -39,14 +39,14 @@ class RejectionLog:
         calling: str = "",
         contexts: Sequence[str] = (),
     ) -> None:
-        """An association or connection was rejected.
+        """Record the rejection of an association or connection.
 
         Args:
-            reason: Short name of what did not match, the label of the metric.
+            reason: Short name of the reason, used as label of the metric.
             address: IP address of the peer.
             sentence: End of a sentence that says what did not match.
-            called, calling: AE titles, "" where they did not come.
-            contexts: Names of the SOP classes that were proposed.
+            called, calling: AE titles; "" if they were not received.
+            contexts: Names of the proposed SOP classes.
         """
         key, now = (reason, address, called, calling), time.monotonic()
         with self._lock:
@@ -64,11 +64,11 @@ class RejectionLog:
         self._audit.record("rejected", **fields, contexts=list(contexts[:10]), why=sentence)
 
     def counts(self) -> dict[str, int]:
-        """Number of rejections by reason."""
+        """Return the number of rejections by reason."""
         with self._lock:
             return dict(self._counts)
 
     def latest(self) -> list[dict[str, Any]]:
-        """The last ones, newest first."""
+        """Return the latest rejections, newest first."""
         with self._lock:
             return list(self._latest)[::-1]

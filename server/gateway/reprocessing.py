@@ -1,9 +1,9 @@
-"""Doing something again for an operator: deliver a result, segment a series, decide on a study with today's rules.
+"""Repetition of work for an operator: deliver a result, segment a series, or apply the present rules to a study.
 
-An archive that is polled may be asked for a study again, too.
+A study can also be fetched again from a polled archive.
 
 These functions change the queue only, so a command may call them while the gateway runs; its workers find the jobs.
-Each refuses while the thing that it would repeat is being done.
+Each refuses while the work that it would repeat is in progress.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ ReprocessStep = Literal["deliver", "segment", "decide"]
 def reprocess(
     queue: Queue, state: Path, typed: str, what: ReprocessStep | None = None
 ) -> tuple[list[QueuedJob], list[str]]:
-    """Do again what an operator names.
+    """Repeat the work that an operator names.
 
     Args:
         queue: The gateway's queue.
         state: The gateway's state folder.
-        typed: A job that delivered or segmented, a study or a series, as :mod:`server.gateway.study_search` finds them.
-        what: Work that is done again. By default a delivery is delivered, a segmentation or a series is segmented, and
-            a study is decided on.
+        typed: Identifier of a delivery or segmentation job, or a study or series as found by
+            :mod:`server.gateway.study_search`.
+        what: Work to repeat. By default a delivery is delivered, a segmentation or a series is segmented, and the rules
+            are applied to a study.
 
-    Returns:
-        The jobs, which wait, and a sentence for each thing that was left as it is.
+        Returns:
+            The waiting jobs, and a sentence for each piece of work that was not repeated.
 
-    Raises:
-        InputError: There is no such thing, or nothing of it can be done again now.
+        Raises:
+            InputError: There is no such job, study or series, or nothing of it can be repeated now.
     """
     named = queue.get(typed.strip())
     if named is not None and named.queue in (DELIVER, SEGMENT):
@@ -67,7 +68,7 @@ def reprocess(
     wanted, repeat = (sent, redeliver) if what == "deliver" else (orders, resegment)
     if not wanted:
         thing = "delivered" if what == "deliver" else "segmented"
-        raise InputError(f"Nothing of study {study} was {thing}; `semiseg gateway show {study}` says what was decided.")
+        raise InputError(f"Nothing of study {study} was {thing}; `semiseg gateway show {study}` shows the decision.")
     put, left = list[QueuedJob](), list[str]()
     for job in wanted:
         try:
@@ -82,65 +83,65 @@ def reprocess(
 def refetch(
     queue: Queue, state: Path, polls: Sequence[PolledArchive], typed: str, source: str | None = None
 ) -> QueuedJob:
-    """Fetch a study from an archive that is polled, whether it lists the study or not.
+    """Fetch a study from a polled archive, even if the polling does not find it.
 
     Args:
         queue: The gateway's queue.
         state: The gateway's state folder.
         polls: Archives of the configuration.
-        typed: A Study Instance UID, or one of the names by which a study that was fetched before is found.
-        source: Name of the archive; needed where there are several and none has given the study before.
+        typed: Study Instance UID, or another search term for a study that was fetched before.
+        source: Name of the archive; required if there are several and the study was not fetched before.
 
-    Returns:
-        The job, which waits.
+        Returns:
+            The waiting job.
 
-    Raises:
-        InputError: There is no such archive, its UID is not known, or it is being fetched.
+        Raises:
+            InputError: There is no such archive, the study's UID is unknown, or the study is being fetched.
     """
     typed = typed.strip()
     is_uid = re.fullmatch(r"[0-9]+(\.[0-9]+)+", typed) is not None and len(typed) <= 64
     study = UidHasher(state / KEY_FILE).hash(typed) if is_uid else find_study(queue, state, typed)
     before = queue.jobs(queue=FETCH, owner=study)
     if waiting := [job for job in before if not job.ended]:
-        raise InputError(f"Study {study} is being fetched already (job {waiting[0].id}), or waits for it.")
+        raise InputError(f"Study {study} is being fetched already, or waits to be fetched (job {waiting[0].id}).")
     if not is_uid and not before:
-        raise InputError(f"Study {study} did not come from an archive that is polled; type its Study Instance UID.")
+        raise InputError(f"Study {study} was not fetched from a polled archive; give its Study Instance UID.")
     uid = typed if is_uid else before[-1].payload["uid"]
     urls = [poll.url for poll in polls if source in (None, poll.name)]
     if len(urls) > 1:
         urls = [url for url in urls if before and url == before[-1].payload["url"]]
     if len(urls) != 1:
         names = ", ".join(poll.name for poll in polls) or "none in `polls`"
-        raise InputError(f"Say with --from which archive gives it: {names}.")
+        raise InputError(f"Choose the archive with --from: {names}.")
     payload = {"study": study, "url": urls[0], "uid": uid}
     return queue.put(FETCH, payload, key=f"{urls[0]} {uid} asked for {time.time():.3f}", owner=study)
 
 
 def _newest(orders: Sequence[QueuedJob]) -> list[QueuedJob]:
-    """The last order of each rule and series: earlier ones were superseded."""
+    """Return the last job of each rule and series, because earlier ones were superseded."""
     return list({(one.payload["rule"], one.payload["series"]): one for one in orders}.values())
 
 
 def _newest_deliveries(queue: Queue, study: str, orders: Sequence[QueuedJob]) -> list[QueuedJob]:
-    """The last delivery of each of ``orders`` to each destination."""
+    """Return the last delivery of each of ``orders`` to each destination."""
     wanted = {one.id for one in orders}
     found = [one for one in deliveries(queue, study) if one.payload["of"] in wanted]
     return list({(one.payload["of"], one.payload["to"]): one for one in found}.values())
 
 
 def redeliver(queue: Queue, state: Path, name: str) -> QueuedJob:
-    """Send a result to its archive once more, all of its instances, whatever the archive said before.
+    """Send all instances of a result to its archive again, including those that the archive has confirmed.
 
     Args:
         queue: The gateway's queue.
         state: The gateway's state folder.
-        name: Identifier of the job that delivered it.
+        name: Identifier of the delivery job.
 
-    Returns:
-        The job, which waits.
+        Returns:
+            The waiting job.
 
-    Raises:
-        InputError: there is no such delivery, it has not ended, or the result was deleted.
+        Raises:
+            InputError: There is no such delivery, it has not ended, or the result was deleted.
     """
     job = _ended_job(queue, name, DELIVER, "delivery")
     if not all((state / RESULTS_FOLDER / job.payload["of"] / file).exists() for file in job.payload["files"]):
@@ -149,18 +150,18 @@ def redeliver(queue: Queue, state: Path, name: str) -> QueuedJob:
 
 
 def resegment(queue: Queue, state: Path, name: str) -> QueuedJob:
-    """Have a scan segmented once more and deliver what comes of it, to every destination of its order.
+    """Have a scan segmented again, and the result delivered to every destination of the job.
 
     Args:
         queue: The gateway's queue.
         state: The gateway's state folder.
-        name: Identifier of the job that had it segmented.
+        name: Identifier of the segmentation job.
 
-    Returns:
-        The job, which waits.
+        Returns:
+            The waiting job.
 
-    Raises:
-        InputError: there is no such job, it or a delivery of it has not ended, or the study was deleted.
+        Raises:
+            InputError: There is no such job, it or a delivery of its result has not ended, or the study was deleted.
     """
     job = _ended_job(queue, name, SEGMENT, "segmentation")
     _require_study(state, job.payload["study"], job.payload["files"])
@@ -168,27 +169,28 @@ def resegment(queue: Queue, state: Path, name: str) -> QueuedJob:
     if running := [one for one in mine if one.state == "running"]:
         raise InputError(f"Its result is being delivered (job {running[0].id}); wait for the end, or cancel that job.")
     for one in mine:
-        if not one.ended:  # it would send what is about to be replaced
+        if not one.ended:  # it would send a result that is about to be replaced
             queue.stop(one.id)
     return _begun_anew(queue, job)
 
 
 def reapply_rules(queue: Queue, state: Path, study: str) -> QueuedJob:
-    """Apply today's rules to a study that is here; what they add is segmented, and what is done already stays.
+    """Apply the present rules to a stored study; only series that were not segmented before are segmented.
 
-    The gateway has to have been started with the rules meant. Orders that wait and that the rules do not make any more
-    are stopped; results that were delivered stay in their archives.
+    The gateway has to be running with these rules. Waiting jobs that the rules do not create any more are stopped;
+    delivered results stay in their archives.
 
     Args:
         queue: The gateway's queue.
         state: The gateway's state folder.
-        study: The study's name.
+        study: Name of the study.
 
-    Returns:
-        The new job, which waits.
+        Returns:
+            The new, waiting job.
 
-    Raises:
-        InputError: the study is not here, is being decided on or segmented, or holds inputs of a workitem.
+        Raises:
+            InputError: The study is not stored, the rules are being applied to it, it is being segmented, or it holds
+                inputs of a workitem.
     """
     _require_study(state, study)
     require_no_workitem(state, study)
@@ -197,37 +199,37 @@ def reapply_rules(queue: Queue, state: Path, study: str) -> QueuedJob:
             raise InputError(f"The rules are being applied to study {study} (job {job.id}); wait for the end.")
         if job.queue == SEGMENT and job.state == "running":
             raise InputError(f"Study {study} is being segmented (job {job.id}); wait for the end, or cancel that job.")
-    told = {"study": study, "why": "an operator asked for it", "again": _count(queue.jobs(queue=STUDY, owner=study))}
+    told = {"study": study, "why": "an operator requested it", "again": _count(queue.jobs(queue=STUDY, owner=study))}
     return queue.put(STUDY, told, owner=study)
 
 
 def require_no_workitem(state: Path, study: str) -> None:
-    """Refuse to apply the rules for studies that were sent to inputs of a workitem.
+    """Refuse inputs of a workitem, to which the rules for studies are not applied.
 
     Raises:
-        InputError: they are inputs of a workitem.
+        InputError: The folder holds inputs of a workitem.
     """
     if is_workitem_folder(state / STUDIES_FOLDER, study):
         raise InputError(
-            f"{study} holds the inputs of a workitem, which its worklist decides on; have the manager schedule it anew."
+            f"{study} holds the inputs of a workitem, which its worklist controls; have the manager schedule it again."
         )
 
 
 def belongs_to_ended_workitem(state: Path, job: QueuedJob) -> bool:
-    """Whether a job belongs to a workitem that is no longer worked on, so that nobody waits for what it would do."""
+    """Return True if a job belongs to a workitem that has ended, so that its result is not needed any more."""
     if job.queue != WORKITEM and not is_workitem_folder(state / STUDIES_FOLDER, job.owner):
         return False
     return not any(claim.name == job.owner and claim.stage == "performing" for claim in read_claims(state))
 
 
 def segmentations(queue: Queue, study: str, series: str | None = None) -> list[QueuedJob]:
-    """The jobs that had scans of a study segmented, or those of one series, by its name in the audit log."""
+    """Return the segmentation jobs of a study, or of one series, by its name in the audit log."""
     found = queue.jobs(queue=SEGMENT, owner=study)
     return [job for job in found if series is None or job.payload["series"] == series]
 
 
 def deliveries(queue: Queue, study: str, of: str | None = None) -> list[QueuedJob]:
-    """The jobs that delivered results of a study, or those of one segmentation, by its job."""
+    """Return the delivery jobs of a study, or of one segmentation job."""
     found = queue.jobs(queue=DELIVER, owner=study)
     return [job for job in found if of is None or job.payload["of"] == of]
 
@@ -235,11 +237,11 @@ def deliveries(queue: Queue, study: str, of: str | None = None) -> list[QueuedJo
 def _ended_job(queue: Queue, name: str, kind: str, what: str) -> QueuedJob:
     job = queue.get(name)
     if job is None or job.queue != kind:
-        raise InputError(f"{name} is no job of a {what}; `semiseg gateway show STUDY` lists them.")
+        raise InputError(f"{name} is not a {what} job; `semiseg gateway show STUDY` lists them.")
     if job.state == "running":
-        raise InputError(f"Job {name} is being worked on; wait for its end, or cancel it first.")
+        raise InputError(f"Job {name} is running; wait for its end, or cancel it first.")
     if not job.ended:
-        raise InputError(f"Job {name} waits already, and is tried by itself.")
+        raise InputError(f"Job {name} is waiting already, and is run automatically.")
     return job
 
 
@@ -247,7 +249,7 @@ def _begun_anew(queue: Queue, job: QueuedJob) -> QueuedJob:
     payload = without_failures(job.payload) | {"again": job.payload.get("again", 0) + 1}
     payload.pop("taken", None)
     if not queue.retry(job.id, payload, states=ENDED_STATES):
-        raise InputError(f"Job {job.id} has begun meanwhile; look at it with `semiseg gateway show`.")
+        raise InputError(f"Job {job.id} has started meanwhile; inspect it with `semiseg gateway show`.")
     found = queue.get(job.id)
     assert found is not None
     return found

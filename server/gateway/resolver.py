@@ -1,4 +1,4 @@
-"""Names of servers and their addresses, looked up aside: a name server that hangs holds up nobody."""
+"""Addresses of servers, resolved in separate threads, so that a name server that hangs blocks nothing."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit, urlunsplit
 
-REFRESH_SECONDS = 10.0  # seconds after which a name is looked up again: servers come and go behind it
-FIRST_LOOKUP_SECONDS = 3.0  # seconds that the first look-up of all names is waited for
+REFRESH_SECONDS = 10.0  # seconds after which a name is resolved again: its addresses change as servers come and go
+FIRST_LOOKUP_SECONDS = 3.0  # longest wait for the first look-up of all names, in seconds
 
 
 class Resolver:
-    """The addresses behind URLs; to be used from any thread."""
+    """Resolves the host names of URLs; thread-safe."""
 
     def __init__(self, urls: Sequence[str]) -> None:
-        """Look nothing up yet."""
+        """Configure the URLs; nothing is resolved yet."""
         self._urls = list(urls)
         self._found: dict[str, list[str]] = {}
         self._since: dict[str, float] = {}
@@ -26,7 +26,7 @@ class Resolver:
         self._changed = threading.Condition()
 
     def refresh(self) -> None:
-        """Look up what is old; only the very first time of a name is waited for, and not for long."""
+        """Resolve names again that are due; only the first look-up is waited for, for a limited time."""
         now = time.monotonic()
         with self._changed:
             first = any(url not in self._since for url in self._urls)
@@ -47,12 +47,12 @@ class Resolver:
                 self._changed.wait_for(lambda: not self._pending, FIRST_LOOKUP_SECONDS)
 
     def resolved(self) -> list[str]:
-        """A URL for each address that was found, the last time or an earlier one."""
+        """Return a URL for each known address, from the last successful look-up of its name."""
         with self._changed:
             return list(dict.fromkeys(one for url in self._urls for one in self._found.get(url, ())))
 
     def unresolved(self) -> list[str]:
-        """URLs whose name nobody knows at present, and no address of which is known from before."""
+        """Return the URLs for which no address is known, now or from an earlier look-up."""
         with self._changed:
             return [url for url in self._urls if not self._found.get(url)]
 
@@ -76,7 +76,7 @@ def _is_address(url: str) -> bool:
 
 
 def _addresses_of(url: str) -> list[str]:
-    """A URL for each address of a name; the name itself where a certificate is for it."""
+    """Return a URL for each address of a name; for https the URL itself, because the certificate is for the name."""
     parts = urlsplit(url)
     found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
     if parts.scheme == "https":

@@ -1,4 +1,4 @@
-"""What is deleted after its time: studies that are done with, jobs that are not needed, and results without a job."""
+"""Deletion of finished studies after their retention time, of old jobs, and of results without a job."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from server.gateway.job_kinds import FETCH, PURGE, SEGMENT
 from server.gateway.pipeline import Pipeline
 from server.gateway.study_tracker import StudyTracker
 
-CHECK_SECONDS = 60.0  # seconds between two looks for what is too old
+CHECK_SECONDS = 60.0  # seconds between two runs
 
 
 class RetentionTask:
-    """Deletes what is too old when it is asked to."""
+    """Deletes studies, jobs and results that have exceeded their retention time."""
 
     def __init__(
         self, context: GatewayContext, studies: StudyTracker, pipeline: Pipeline, *, is_claimed: Callable[[str], bool]
     ) -> None:
-        """Delete by the ages that `keep` of the configuration gives; nothing is deleted yet.
+        """Configure the task by `keep` of the configuration; nothing is deleted yet.
 
         Args:
-            context: The gateway's parts.
-            studies: Studies that are waited for or held.
+            context: Shared objects of the gateway.
+            studies: Tracker of the studies that are arriving or held.
             pipeline: The pipeline that deletes a study with its jobs and results.
             is_claimed: Function that returns True for the name of a claimed workitem, whose inputs stay.
         """
@@ -32,7 +32,11 @@ class RetentionTask:
         self._audit, self._studies, self._pipeline, self._is_claimed = context.audit, studies, pipeline, is_claimed
 
     def delete_expired(self) -> float:
-        """Delete studies that are done with, and then what is left without one; seconds until the next look."""
+        """Delete what has exceeded its retention time.
+
+        Returns:
+            Seconds until the next run.
+        """
         keep, now, held = self._config.keep, time.time(), self._studies.held_reasons()
         for name in self._instance_store.study_names():
             if self._is_claimed(name):
@@ -49,12 +53,12 @@ class RetentionTask:
             seconds = keep.failed_days * 86400 if failed else keep.hours * 3600
             if now - max(job.changed for job in jobs) > seconds and self._pipeline.delete_study(name, jobs):
                 self._audit.record("purged", study=name, why=f"{seconds / 3600:g} hours after its last job")
-        # Of what was fetched it is remembered for as long as an archive may offer it.
+        # Finished fetches are remembered as long as an archive may list their study, so that it is not fetched again.
         days = max((poll.days for poll in self._config.polls), default=0) + 2
         for job in self._queue.jobs("done", "failed", "cancelled", before=now - days * 86400):
             if job.queue in (FETCH, PURGE):
                 self._queue.delete(job.id)
-        there = list(self._pipeline.results.iterdir())  # before the jobs, so that none of them is younger than its job
+        there = list(self._pipeline.results.iterdir())  # before the jobs, so that the job of each folder is found
         known = {job.id for job in self._queue.jobs(queue=SEGMENT)}
         for folder in there:
             if folder.name not in known:

@@ -1,8 +1,9 @@
-"""A study out of an archive by WADO-RS (PS3.18 10.4), whole or not at all.
+"""Retrieval of a study from an archive by WADO-RS (PS3.18 10.4), completely or not at all.
 
-The parts go to the disk and stay there until all are there: the answer was 200, its closing boundary came, every part
-is an instance of this study, and none is missing that QIDO-RS counts or lists. Otherwise all of them are deleted, and
-the study is fetched again later: part of a study must not look like a study.
+The parts are written to disk and kept there until the retrieval is complete: the status is 200, the closing boundary
+was received, every part is an instance of this study, and no instance is missing that QIDO-RS counts or lists.
+Otherwise all parts are deleted and the study is retrieved again later, because an incomplete study must not be taken
+for a complete one.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ _ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
 
 class FetchError(SemisegError):
-    """The archive did not give all of it; the message says what it answered."""
+    """The archive did not return everything; the message describes its response."""
 
 
 @dataclass(frozen=True)
 class ExpectedInstances:
-    """What an archive says of a study before it is fetched.
+    """Instances that an archive reports for a study before it is retrieved.
 
     Attributes:
-        count: Number of Study Related Instances, None where it does not say.
-        series: Number of Series Related Instances by Series Instance UID, of those that say it.
-        instances: SOP Instance UIDs that it lists; none where it lists nothing.
+        count: Number of Study Related Instances; None if it is not reported.
+        series: Number of Series Related Instances by Series Instance UID, for the series that report it.
+        instances: SOP Instance UIDs that the archive lists; empty if it lists none.
     """
 
     count: int | None
@@ -53,37 +54,37 @@ class ExpectedInstances:
     instances: frozenset[str] = frozenset()
 
     def missing(self, got: dict[str, str]) -> str:
-        """What is missing, as a sentence; "" where nothing is.
+        """Describe what is missing, as a sentence; "" if nothing is.
 
         Args:
-            got: Series Instance UID by SOP Instance UID of what came.
+            got: Series Instance UIDs of the received instances, by SOP Instance UID.
         """
         if self.count is not None and len(got) < self.count:
-            return f"{len(got)} of {self.count} instances came."
+            return f"{len(got)} of {self.count} instances were received."
         of_series = Counter(got.values())
         for uid, count in self.series.items():
             if of_series[uid] < count:
-                return f"{of_series[uid]} of {count} instances of a series came."
+                return f"{of_series[uid]} of {count} instances of a series were received."
         if lacking := len(self.instances - got.keys()):
-            return f"{lacking} of {len(self.instances)} listed instances did not come."
+            return f"{lacking} of {len(self.instances)} listed instances were not received."
         return ""
 
 
 def fetch_study(poll: PolledArchive, uid: str, instance_store: InstanceStore, cancelled: Callable[[], bool]) -> int:
-    """Put the instances of a study into the instance store.
+    """Retrieve the instances of a study into the instance store.
 
     Args:
-        poll: The archive.
+        poll: Configuration of the archive.
         uid: Study Instance UID.
-        instance_store: Instances on the disk.
-        cancelled: Function that returns True once the job is stopped; asked now and then.
+        instance_store: Store of the instances.
+        cancelled: Function that returns True once the job is to stop; called repeatedly.
 
     Returns:
         Number of instances.
 
     Raises:
-        FetchError: The archive does not give the whole study, or there is no room for it.
-        Cancelled: It was stopped before the whole study was there.
+        FetchError: The archive does not return the complete study, or the disk is full.
+        Cancelled: The job was stopped before the study was complete.
     """
     with fetch_errors(poll.url, "study"):
         announced = query_expected_instances(create_dicomweb_client(poll.url, poll.token), uid)
@@ -91,10 +92,10 @@ def fetch_study(poll: PolledArchive, uid: str, instance_store: InstanceStore, ca
             found = [(file, *identify_part(instance_store, file, uid, poll)) for file in files]
             got = {identity.instance: identity.series for _, identity, _ in found}
             if missing := announced.missing(got):
-                raise FetchError(f"{poll.url} gave part of the study: {missing}")
+                raise FetchError(f"{poll.url} returned only part of the study: {missing}")
             for file, identity, wrong in found:
                 if wrong:
-                    instance_store.record_missing(identity, f"An instance of {poll.name} was refused: {wrong}")
+                    instance_store.record_missing(identity, f"An instance from {poll.name} was refused: {wrong}")
                 else:
                     instance_store.add(file, poll.name, identity)
     return len(got)
@@ -102,33 +103,33 @@ def fetch_study(poll: PolledArchive, uid: str, instance_store: InstanceStore, ca
 
 @contextlib.contextmanager
 def fetch_errors(url: str, what: Literal["study", "inputs"]) -> Iterator[None]:
-    """Failures to fetch something from the archive at ``url``, as one exception with a sentence.
+    """Convert errors while retrieving from the archive at ``url`` to one exception with a sentence.
 
     Raises:
-        FetchError: The archive did not give it, or there is no room for it.
+        FetchError: The archive did not return the instances, or the disk is full.
     """
-    some, was = (f"A study of {url}", "was") if what == "study" else (f"Inputs of {url}", "were")
+    some, was = (f"A study from {url}", "was") if what == "study" else (f"Inputs from {url}", "were")
     try:
         yield
     except requests.RequestException as error:
-        raise FetchError(f"{url} did not give the {what} ({request_error_text(error)}).") from None
+        raise FetchError(f"{url} did not return the {what} ({request_error_text(error)}).") from None
     except DiskFull as error:
-        raise FetchError(f"{some} {was} not taken. {error}") from None
+        raise FetchError(f"{some} {was} not accepted. {error}") from None
     except OSError as error:
         raise FetchError(f"{some} could not be written ({error.strerror}).") from None
 
 
 def query_expected_instances(archive: DICOMwebClient, uid: str, only: str = "") -> ExpectedInstances:
-    """What QIDO-RS (PS3.18 10.6) says of a study: not every archive answers every one of these questions.
+    """Query the instances of a study by QIDO-RS (PS3.18 10.6), on each level, since archives differ in support.
 
     Args:
-        archive: The archive.
+        archive: Client of the archive.
         uid: Study Instance UID.
-        only: Series Instance UID of the only series that is asked about; "" for the whole study.
+        only: Series Instance UID to limit the query to one series; "" for the whole study.
 
     Raises:
-        FetchError: It answers none of them.
-        RequestException: It does not answer at all.
+        FetchError: The archive reports no number and no list.
+        RequestException: The archive does not answer.
     """
     count = None if only else _count_of(archive, uid)
     series: dict[str, int] = {}
@@ -141,12 +142,12 @@ def query_expected_instances(archive: DICOMwebClient, uid: str, only: str = "") 
     with contextlib.suppress(requests.RequestException, ValueError):
         listed = list_instances(archive, uid, only)
     if count is None and not series and not listed:
-        raise FetchError("The archive does not say by QIDO-RS how many instances the study has.")
+        raise FetchError("The archive does not report by QIDO-RS how many instances the study has.")
     return ExpectedInstances(count, series, listed)
 
 
 def _count_of(archive: DICOMwebClient, uid: str) -> int | None:
-    """Number of Study Related Instances of a study, page by page: some archives give all studies, or few at a time."""
+    """Query the Number of Study Related Instances, page by page: some archives return all studies, or few at a time."""
     seen: set[str] = set()
     asked = 0
     while asked < MAX_INSTANCES:
@@ -164,7 +165,7 @@ def _count_of(archive: DICOMwebClient, uid: str) -> int | None:
 
 
 def list_instances(archive: DICOMwebClient, uid: str, series: str = "") -> frozenset[str]:
-    """SOP Instance UIDs of a study, or of one of its series, page by page.
+    """List the SOP Instance UIDs of a study, or of one of its series, page by page.
 
     Raises:
         RequestException, ValueError: The archive does not list them.
@@ -184,25 +185,25 @@ def list_instances(archive: DICOMwebClient, uid: str, series: str = "") -> froze
 def retrieve_parts(
     poll: PolledArchive, uid: str, instance_store: InstanceStore, cancelled: Callable[[], bool], series: str = ""
 ) -> Iterator[list[Path]]:
-    """The parts of the archive's answer, each in a file, which are deleted at the end.
+    """Retrieve a study as one file for each part of the response; the files are deleted when the context is closed.
 
     Args:
-        poll: The archive.
+        poll: Configuration of the archive.
         uid: Study Instance UID.
-        instance_store: Folder of what arrives, in which the files are written.
-        cancelled: Function that returns True once the job is stopped; asked now and then.
+        instance_store: Store of the instances, in whose folder for arriving data the files are written.
+        cancelled: Function that returns True once the job is to stop; called repeatedly.
         series: Series Instance UID; "" for the whole study.
 
     Raises:
-        FetchError, RequestException, DiskFull, OSError: It did not come, or came in part.
-        Cancelled: It was stopped.
+        FetchError, RequestException, DiskFull, OSError: The response failed or was incomplete.
+        Cancelled: The job was stopped.
     """
     url = f"{poll.url}/studies/{quote(uid, safe='')}" + (f"/series/{quote(series, safe='')}" if series else "")
     instance_store.require_free_space()
     with create_session(poll.token) as session, session.get(url, headers={"Accept": _ACCEPT}, stream=True) as answer:
-        if answer.status_code != 200:  # 206: some instances could not be given (PS3.18 table 10.4.3-1)
-            what = "part of the study" if answer.status_code == 206 else "no study"
-            raise FetchError(f"{poll.url} gave {what} (HTTP {answer.status_code}).")
+        if answer.status_code != 200:  # 206: some instances are not available (PS3.18 table 10.4.3-1)
+            what = "only part of the study" if answer.status_code == 206 else "no study"
+            raise FetchError(f"{poll.url} returned {what} (HTTP {answer.status_code}).")
         kind, options = parse_options_header(answer.headers.get("Content-Type", ""))
         boundary = options.get(b"boundary", b"")
         if kind != b"multipart/related" or not boundary:
@@ -216,10 +217,10 @@ def retrieve_parts(
                 parts.feed(chunk)
                 files += parts.take_completed()
             if not parts.ended:
-                raise FetchError(f"{poll.url} gave part of the study: its answer ended before the closing boundary.")
+                raise FetchError(f"{poll.url} returned only part of the study: the closing boundary is missing.")
             yield files
         except FormParserError:
-            raise FetchError(f"{poll.url} did not answer with a well-formed multipart/related.") from None
+            raise FetchError(f"{poll.url} did not answer with well-formed multipart/related.") from None
         finally:
             parts.delete()
 
@@ -227,14 +228,14 @@ def retrieve_parts(
 def identify_part(
     instance_store: InstanceStore, file: Path, uid: str, poll: PolledArchive
 ) -> tuple[InstanceIdentity, str]:
-    """What a part is, and why it is refused though it is an instance of the study; "" where it is not."""
+    """Read the identity of a part, and the reason if it is an instance of the study that is refused; "" otherwise."""
     wrong = ""
     try:
         identity = instance_store.identify(file)
     except InvalidInstance as error:
         if error.identity is None:
-            raise FetchError(f"{poll.url} gave something that is no instance of the study: {error}") from None
+            raise FetchError(f"{poll.url} returned a part that is not an instance of the study: {error}") from None
         identity, wrong = error.identity, str(error)
     if identity.study != uid:
-        raise FetchError(f"{poll.url} gave an instance of another study.")
+        raise FetchError(f"{poll.url} returned an instance of another study.")
     return identity, wrong

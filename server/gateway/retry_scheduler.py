@@ -1,4 +1,4 @@
-"""When a job is tried again that others do not let be done: later each time, with all that waits for the same."""
+"""Retries of jobs that failed because of another system: with growing delays, shared by jobs with the same cause."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from server.jobs.lanes import Lane
 from server.jobs.queue import JobState, QueuedJob
 from server.jobs.worker import JobFailed, JobPostponed, RunningJob
 
-YIELD_SECONDS = 1.5  # seconds by which the job that found a destination dead lets others go first
+# Extra delay of the job that found a destination unavailable, so that others are tried first.
+YIELD_SECONDS = 1.5
 
 _LOG = logging.getLogger("semiseg.gateway")
 
 
 class RetryScheduler:
-    """Delays of jobs, of each destination, and of all that waits for servers; to be used from any thread.
+    """Delays of single jobs, of each destination, and of all jobs that wait for servers; thread-safe.
 
     Attributes:
-        backoffs: Delay of each destination that is not well, by name.
+        backoffs: Common delay of each destination, by name.
     """
 
     def __init__(self, context: GatewayContext, *, ended: Callable[[QueuedJob, JobState], None]) -> None:
-        """Nothing has failed yet; ``ended`` is told of each job that ends while nobody works on it."""
+        """Start without failures; ``ended`` is called for each job that fails while no worker holds it."""
         config = context.config
         self._config, self._queue, self._audit, self._wake = config, context.queue, context.audit, context.wake
         self._ended = ended
@@ -39,7 +40,7 @@ class RetryScheduler:
         self._no_server = False
 
     def retry_unexpected(self, work: Callable[[RunningJob], dict[str, Any]]) -> Callable[[RunningJob], dict[str, Any]]:
-        """``work``, tried again later when it fails in a way that nobody foresaw."""
+        """Wrap ``work`` so that the job is retried later after an unexpected error."""
 
         def worked(task: RunningJob) -> dict[str, Any]:
             try:
@@ -49,12 +50,12 @@ class RetryScheduler:
             except Exception as error:  # noqa: BLE001 - one study must not stop the others
                 _LOG.error("A job of the kind %s failed", task.job.queue, exc_info=True)
                 name = type(error).__name__
-                raise self.retry(task.job, f"It failed in an unforeseen way ({name}); the log says where.") from None
+                raise self.retry(task.job, f"An unexpected error occurred ({name}); see the log.") from None
 
         return worked
 
     def servers_unavailable(self, job: QueuedJob, error: ServersUnavailable) -> JobPostponed | JobFailed:
-        """The next try of a scan that no server takes now."""
+        """Schedule the next attempt of a scan that no server accepts now."""
         self._no_server = self._no_server or error.of_servers
         return self.retry(job, str(error), error.seconds, held=error.of_servers)
 
@@ -67,7 +68,7 @@ class RetryScheduler:
         payload: dict[str, Any] | None = None,
         held: bool = False,
     ) -> JobPostponed | JobFailed:
-        """The next try of a job that others do not let be done: later each time, and not for ever."""
+        """Schedule the next attempt of a job with a growing delay, or let it fail after the configured hours."""
         retry = self._retry_of(job)
         tries = job.payload.get("tries", 0) + 1
         delay = retry_delay(tries, retry, at_least)
@@ -91,18 +92,18 @@ class RetryScheduler:
             why=sentence,
             again_in=round(delay, 1),
         )
-        # What it waited is added up: the time of day may be set, and a gateway that is stopped does not try.
+        # Delays are added up instead of comparing times, because the clock may be set and the gateway may be stopped.
         payload = payload | {"tries": tries, "waited": waited + delay, "trouble": sentence}
         return JobPostponed(sentence, after=delay, payload=payload)
 
     def destination_unavailable(
         self, job: QueuedJob, name: str, payload: dict[str, Any], outcome: DeliveryResult
     ) -> JobPostponed | JobFailed:
-        """The next try of a delivery to a destination that is not well; all that waits for it is told."""
+        """Schedule the next attempt of a delivery after its destination failed, and delay all jobs that wait for it."""
         sentence, retry = outcome.describe(), self._retry_of(job)
         was_ready = self.backoffs[name].ready()
         delay = self.backoffs[name].record_failure(outcome.trouble, outcome.retry_after_seconds)
-        if was_ready:  # once, however many find out at the same time
+        if was_ready:  # once, even if several jobs fail at the same time
             self._queue.change_waiting(
                 DELIVER,
                 lambda one: (
@@ -121,23 +122,23 @@ class RetryScheduler:
                     told = _given_up(one.payload["tries"], retry.hours, outcome.trouble)
                     if self._queue.fail_waiting(one.id, {"error": told}):
                         self._ended(one, "failed")
-        # Where one result is what the destination stumbles over, another one is tried first after the delay.
+        # After the delay another result is tried first, in case this one causes the failure.
         return self._postponed(job, sentence, delay + min(delay, YIELD_SECONDS), payload | {"held": True})
 
     def destination_recovered(self, name: str) -> None:
-        """A destination is well: what waited for it is tried at once."""
+        """Record that a destination works; jobs that waited for it are tried at once."""
         if self.backoffs[name].record_success():
             self.release_held(DELIVER, Lane("to", (name,)))
             self._audit.record("destination answers again", to=name)
 
     def servers_recovered(self) -> None:
-        """A server is well: what waited for the servers is tried at once."""
+        """Record that a server works; jobs that waited for the servers are tried at once."""
         if self._no_server:
             self._no_server = False
             self.release_held(SEGMENT)
 
     def release_held(self, kind: str, lane: Lane | None = None) -> None:
-        """Let everything be tried at once that waited for a destination, or for the servers, to be well again."""
+        """Release all jobs of a kind that wait for a destination or for the servers, so that they are tried at once."""
         self._queue.change_waiting(
             kind,
             lambda job: (
@@ -156,4 +157,4 @@ class RetryScheduler:
 
 
 def _given_up(tries: int, hours: float, sentence: str) -> str:
-    return f"Given up after {tries} tries in {hours:g} hours. {sentence}"
+    return f"Given up after {tries} attempts in {hours:g} hours. {sentence}"

@@ -1,4 +1,4 @@
-"""Which rule takes which series, and why the others do not: nothing is sent here, so it can be asked beforehand."""
+"""Matching of series with routing rules, with reasons; nothing is sent, so rules can be tried in advance."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from server.gateway.config import GatewayConfig, OutputFormat, RoutingRule, form
 
 @dataclass(frozen=True)
 class RuleDecision:
-    """What a rule says of a series.
+    """Decision of one rule on one series.
 
     Attributes:
         rule: Name of the rule.
         series: The series.
-        fits: True if the series is taken.
-        reason: Sentence that says why.
-        elsewhere: True if another study holds a part of it, so that no rule sends it.
+        fits: True if the rule matches the series.
+        reason: Reason for the decision, as a sentence.
+        elsewhere: True if another study holds a part of the series, so that no rule sends it.
     """
 
     rule: str
@@ -38,11 +38,11 @@ class RoutedSeries:
     """One scan to be segmented.
 
     Attributes:
-        rule: Rule that made it.
+        rule: Rule that matched.
         files: Names of the files that are sent, in order.
         series: UID of the series, or of the study for a rule of whole studies.
-        forms: Output formats that are made.
-        to: Output formats that each destination gets, by its name.
+        forms: Output formats to request.
+        to: Output formats for each destination, by its name.
     """
 
     rule: RoutingRule
@@ -52,12 +52,12 @@ class RoutedSeries:
     to: dict[str, tuple[OutputFormat, ...]]
 
     def key(self, study: str) -> str:
-        """The same for the same instances, model, forms and destinations, so that it is done once."""
+        """Return a key that depends on instances, model, formats and destinations, so that no work is repeated."""
         told = [study, self.rule.name, self.rule.model, self.forms, sorted(self.to.items()), sorted(self.files)]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def payload(self, study: str, series: str) -> dict[str, Any]:
-        """Payload of the job that has it segmented, by the names of its study and series."""
+        """Return the payload of the `segment` job, with the names of its study and series."""
         return {
             "study": study,
             "rule": self.rule.name,
@@ -75,11 +75,11 @@ def apply_rules(
     rules: Sequence[RoutingRule],
     elsewhere: Callable[[str], bool] = lambda series: False,
 ) -> list[RuleDecision]:
-    """What each rule says of each series.
+    """Return the decision of each rule on each series.
 
     Args:
         objects: Instances of one study.
-        senders: AE titles of those that sent it.
+        senders: AE titles of the senders of the study.
         rules: Rules of the configuration.
         elsewhere: Function that returns True for the UID of a series that another study holds, too.
     """
@@ -87,7 +87,7 @@ def apply_rules(
 
 
 def route_series(decisions: Sequence[RuleDecision], config: GatewayConfig) -> list[RoutedSeries]:
-    """The scans to be segmented."""
+    """Return the scans to segment."""
     found = []
     for rule in config.rules:
         fitting = [one.series for one in decisions if one.rule == rule.name and one.fits]
@@ -115,23 +115,22 @@ def _decisions(
     for rule in rules:
         for series in found:
             if elsewhere(series.uid):
-                told = "Left alone: its Series Instance UID is in another study, too, and a series is of one study."
+                told = "Not sent: its Series Instance UID is also in another study, and a series belongs to one study."
                 yield RuleDecision(rule.name, series, False, told, elsewhere=True)
             elif against := _against(rule, series, senders):
-                yield RuleDecision(rule.name, series, False, f"Left alone: {against}.")
+                yield RuleDecision(rule.name, series, False, f"Not sent: {against}.")
             else:
                 what = "the whole study is sent" if rule.whole_study else "it is sent"
                 model = f" to the model {rule.model}" if rule.model else ""
-                yield RuleDecision(
-                    rule.name, series, True, f"It fits: {what}{model}, and {', '.join(rule.forms)} to {_and(rule.to)}."
-                )
+                results = f"its results ({', '.join(rule.forms)}) to {_and(rule.to)}"
+                yield RuleDecision(rule.name, series, True, f"It matches: {what}{model}, and {results}.")
 
 
 def _against(rule: RoutingRule, series: SeriesCandidate, senders: Sequence[str]) -> str:
     if not series.images:
-        return f"it is no image but a {series.objects[0].non_image_kind}"
+        return f"it is not an image series but a {series.objects[0].non_image_kind}"
     if rule.senders and not set(rule.senders) & set(senders):
-        return f"it came from {_and(sorted(senders)) or 'nobody known'} and not from {_and(rule.senders)}"
+        return f"it came from {_and(sorted(senders)) or 'an unknown sender'} and not from {_and(rule.senders)}"
     return rule.mismatch(series)
 
 

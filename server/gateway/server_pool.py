@@ -1,4 +1,4 @@
-"""Several servers that segment: each scan goes to the one with least to do, and round one that does not answer."""
+"""Distribution of scans among several servers: to the least busy one, avoiding servers that do not answer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from server.gateway.config import Servers
 from server.gateway.resolver import Resolver
 from server.jobs.fifo_limiter import FifoLimiter
 
-COOLDOWN_SECONDS = (
-    10.0  # seconds in which a server that did not answer is asked last; twice as long after each further failure
-)
+# Time for which a server that failed is used only as a last resort; it doubles with each further failure.
+COOLDOWN_SECONDS = 10.0
 MAX_COOLDOWN_SECONDS = 300.0
 
 
-_NO_NAME = "{}: nobody knows the name; check `servers.urls`, and that the name service answers"
+_NO_NAME = "{}: the name cannot be resolved; check `servers.urls`, and that the name service answers"
 
 
 @dataclass
@@ -31,27 +30,27 @@ class _Server:
 
 
 class ServerPool:
-    """Who segments next; to be used from any thread."""
+    """Selects the server for the next scan; thread-safe."""
 
     def __init__(self, servers: Servers) -> None:
-        """Look nobody up yet."""
+        """Configure the pool; no name is resolved yet."""
         self._resolver, self._parallel = Resolver(servers.urls), servers.parallel
         self._servers: dict[str, _Server] = {}
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
     def acquire(self, besides: Sequence[str] = (), stopped: Callable[[], bool] = lambda: False) -> Iterator[str | None]:
-        """The URL of a server that has a place free, which is held in the block; waits for one.
+        """Wait for a server with free capacity, and reserve a place on it while the context is open.
 
         Args:
-            besides: URLs that are not wanted, since they were asked already.
-            stopped: Function that is asked now and then; True ends the wait.
+            besides: URLs of servers to skip, because they were tried already.
+            stopped: Function that returns True to end the wait; called repeatedly.
 
         Yields:
-            None when all there are have been asked, or those left do not answer at present.
+            URL of the server; None if all servers were tried, or the others do not answer at present.
 
         Raises:
-            Cancelled: it was stopped.
+            Cancelled: The wait was stopped.
         """
         url = self._taken(set(besides), stopped)
         try:
@@ -64,12 +63,12 @@ class ServerPool:
                     self._changed.notify_all()
 
     def mark_unavailable(self, url: str, sentence: str, seconds: float | None = None) -> None:
-        """A server is not well, or is busy: ask others first for a while.
+        """Record that a server failed or is busy, so that others are preferred for a while.
 
         Args:
-            url: The server.
-            sentence: Sentence that says what is wrong with it, and what is to be done.
-            seconds: Seconds for which it asked to be left alone; None for a time that grows with each failure.
+            url: URL of the server.
+            sentence: Problem of the server and advice, as a sentence.
+            seconds: Delay that the server asked for; None for a time that grows with each failure.
         """
         with self._changed:
             if (one := self._servers.get(url)) is None:
@@ -81,25 +80,25 @@ class ServerPool:
             one.resting_until = time.monotonic() + min(seconds, MAX_COOLDOWN_SECONDS)
 
     def mark_available(self, url: str) -> None:
-        """A server did what it was asked for."""
+        """Record that a server worked."""
         with self._changed:
             if one := self._servers.get(url):
                 one.failures, one.resting_until, one.trouble = 0, 0.0, ""
 
     def troubles(self) -> dict[str, str]:
-        """What is wrong with each server: "" where nothing is known to be."""
+        """Return the problem of each server by URL; "" if none is known."""
         unknown = {url: _NO_NAME.format(url) for url in self._resolver.unresolved()}
         with self._changed:
             return {url: one.trouble for url, one in sorted(self._servers.items())} | unknown
 
     def capacity(self) -> int:
-        """How many scans the servers known at present may be given in all; 1 where none is, so that this is noticed."""
+        """Return the total number of simultaneous scans; 1 if no server is known, so that a job reports this."""
         self._look_up()
         with self._changed:
             return max(1, len(self._servers) * self._parallel)
 
     def urls(self) -> list[str]:
-        """Those known at present, and those whose name nobody knows."""
+        """Return the URLs of known servers, and those whose name cannot be resolved."""
         self._look_up()
         with self._changed:
             return sorted([*self._servers, *self._resolver.unresolved()])
@@ -113,8 +112,8 @@ class ServerPool:
                     return None
                 now = time.monotonic()
                 well = [url for url, one in wanted.items() if one.resting_until <= now]
-                # One that rests is asked only when no other could have the scan: it may be back. Where another was
-                # asked already, the scan comes again later instead of waiting for one that hangs.
+                # A server that failed recently is used only if there is no other, since it may work again. If another
+                # one was tried already, the scan is retried later instead of waiting for a server that hangs.
                 if not well and besides:
                     return None
                 free = [url for url in well or wanted if wanted[url].busy < self._parallel]
@@ -124,7 +123,7 @@ class ServerPool:
                     return url
                 self._changed.wait(0.5)
             if stopped():
-                raise Cancelled("It was stopped before a server had a place.")
+                raise Cancelled("It was stopped before a server was free.")
 
     def _look_up(self) -> None:
         self._resolver.refresh()
@@ -137,23 +136,23 @@ class ServerPool:
 
 
 class PoolLimiter(FifoLimiter):
-    """As many turns as the servers have places: what nobody could take on stays in the queue, and is seen there."""
+    """Limits running jobs to the capacity of the servers, so that all others stay visible in the queue."""
 
     def __init__(self, pool: ServerPool) -> None:
-        """Ask ``pool`` each time: servers come and go."""
+        """Use the current capacity of ``pool``, which changes as servers come and go."""
         super().__init__(0)
         self._pool, self._held = pool, 0
         self._changed = threading.Condition()
 
     def acquire(self, timeout: float | None) -> bool:
-        """Wait for a turn; False when none came in time."""
+        """Wait for a place; return False if none became free in time."""
         with self._changed:
             came = self._changed.wait_for(lambda: self._held < self._pool.capacity(), timeout)
             self._held += came
             return came
 
     def release(self) -> None:
-        """Give the turn back."""
+        """Release the place."""
         with self._changed:
             self._held -= 1
             self._changed.notify_all()

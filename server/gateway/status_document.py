@@ -1,6 +1,6 @@
-"""How the gateway stands: what it knows in memory, in a file for commands, and sentences of all that is in trouble.
+"""Status of the gateway as a JSON document with problems and advice; its in-memory part is shared through a file.
 
-state/standing.json   written every few seconds by the gateway that runs, and deleted when it stops
+state/standing.json   in-memory status, written about once a second by a running gateway, and deleted when it stops
 """
 
 from __future__ import annotations
@@ -20,33 +20,31 @@ from server.gateway.ups_claims import claim_record, read_claims
 from server.jobs.queue import Queue, QueuedJob
 
 LIVE_STATUS_FILE = "standing.json"
-WRITE_INTERVAL, STALE_SECONDS = (
-    1.0,
-    30.0,
-)  # seconds between two writings, and after which the gateway is taken not to run
-RECENT_SECONDS = 86400.0  # seconds for which a rejection is trouble
-MAX_ROWS = 50  # of each table on the page
+WRITE_INTERVAL = 1.0  # seconds between two updates of the file
+STALE_SECONDS = 30.0  # age of the file after which the gateway is considered stopped
+RECENT_SECONDS = 86400.0  # time for which a rejection is shown as a problem
+MAX_ROWS = 50  # rows of each table on the page
 
 
 def write_live_status(state: Path, live: Mapping[str, Any]) -> None:
-    """Leave for commands what the gateway that runs knows; the file need not outlast a power cut."""
+    """Write the in-memory status for commands in other processes; it need not survive a power failure."""
     part = state / f".{LIVE_STATUS_FILE}.part"
     part.write_text(json.dumps(live), encoding="utf-8")
     part.replace(state / LIVE_STATUS_FILE)
 
 
 def read_live_status(state: Path) -> dict[str, Any]:
-    """What the gateway that runs wrote; with a sentence in `trouble` where none runs."""
+    """Read the in-memory status of the running gateway; `trouble` holds a message if none runs."""
     found: dict[str, Any] = {}
     with suppress(FileNotFoundError, ValueError):
         found = json.loads((state / LIVE_STATUS_FILE).read_text(encoding="utf-8"))
     if time.time() - found.get("time", 0.0) > STALE_SECONDS:
-        found["trouble"] = "The gateway does not run, or hangs."
+        found["trouble"] = "The gateway is not running, or hangs."
     return {**EMPTY_STATUS, **found}
 
 
 def delete_live_status(state: Path) -> None:
-    """The gateway stops."""
+    """Delete the file, because the gateway stops."""
     (state / LIVE_STATUS_FILE).unlink(missing_ok=True)
 
 
@@ -66,17 +64,17 @@ EMPTY_STATUS: dict[str, Any] = {
 
 
 def status_document(queue: Queue, state: Path, live: Mapping[str, Any], *, shown: int | None = None) -> dict[str, Any]:
-    """Everything that there is to see, as JSON.
+    """Return the whole status as a JSON document.
 
     Args:
         queue: The gateway's queue.
         state: The gateway's state folder.
-        live: State that only the gateway that runs knows, as :func:`read_live_status` gives it.
-        shown: Number of studies and of jobs of each table; all when it is None.
+        live: In-memory status of the running gateway, from :func:`read_live_status`.
+        shown: Maximum number of studies and of jobs in each table; None returns all.
     """
     held = {one["study"]: one["why"] for one in live["studies_in_trouble"]}
     workitems = live["workitems"]
-    if not live["time"]:  # no gateway runs, which would know
+    if not live["time"]:  # no gateway is running, so its files are read
         workitems = [claim_record(claim) for claim in read_claims(state)]
         held = {one.name: why for one in _folders(state) if (why := _lacking(one))}
     studies = list_studies(queue, state, held, live["arriving"], shown=shown)
@@ -93,14 +91,14 @@ def status_document(queue: Queue, state: Path, live: Mapping[str, Any], *, shown
 
 
 def find_problems(told: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What is in trouble: a sentence for each (`what`), and the command or the thing to do that helps (`do`)."""
+    """Return the problems: a sentence for each (`what`), and a command or advice (`do`)."""
     found = []
     if told["trouble"]:
         found.append(_problem(told["trouble"], "semiseg gateway check"))
     for kind, peers, key in (
         ("Server", "servers", "url"),
         ("Destination", "destinations", "name"),
-        ("Archive that is polled", "polls", "url"),
+        ("Polled archive", "polls", "url"),
         ("Worklist", "worklists", "name"),
     ):
         for one in told[peers]:
@@ -109,7 +107,7 @@ def find_problems(told: Mapping[str, Any]) -> list[dict[str, str]]:
     listed = set()
     managers = {one["name"]: one["trouble"] for one in told["worklists"]}
     for one in told["workitems"]:
-        if one["trouble"] and one["trouble"] != managers.get(one["worklist"]):  # each is said once
+        if one["trouble"] and one["trouble"] != managers.get(one["worklist"]):  # each problem is listed once
             listed.add(one["workitem"])
             what = f"Workitem {one['workitem']} of the worklist {one['worklist']}: {one['trouble']}"
             is_here = any(study["study"] == one["workitem"] for study in told["study_list"])
@@ -122,7 +120,7 @@ def find_problems(told: Mapping[str, Any]) -> list[dict[str, str]]:
     for one in told["studies_in_trouble"]:
         if one["study"] not in listed:
             found.append(_problem(f"Study {one['study']}: {one['why']}", f"semiseg gateway show {one['study']}"))
-    for name, state in (("dead_letters", "dead letter(s)"), ("held_up", "job(s) are held up by others")):
+    for name, state in (("dead_letters", "dead letter(s)"), ("held_up", "job(s) failed and are retried")):
         others = [one for one in told[name] if one["study"] not in listed and not _is_explained(one, told)]
         if others:
             do = "semiseg gateway retry --all" if name == "dead_letters" else f"semiseg gateway show {others[0]['id']}"
@@ -131,13 +129,17 @@ def find_problems(told: Mapping[str, Any]) -> list[dict[str, str]]:
     if recent:
         one = recent[0]
         titles = f" calling {one['calling']} called {one['called']}" if one["calling"] or one["called"] else ""
-        sentence = f"{len(recent)} association(s) were rejected, the last one of {one['address']}{titles}: {one['why']}"
-        found.append(_problem(f"{sentence}.".replace("..", "."), "mend `dimse.senders`, `ae_title` or the sender"))
+        sentence = (
+            f"{len(recent)} association(s) were rejected, the last one from {one['address']}{titles}: {one['why']}"
+        )
+        found.append(
+            _problem(f"{sentence}.".replace("..", "."), "correct `dimse.senders`, `ae_title` or the sender's settings")
+        )
     return found
 
 
 def _is_explained(job: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
-    """Whether a job waits for a server or destination that is listed as in trouble itself."""
+    """Return True if a job waits for a server or destination whose problem is listed itself."""
     if job["state"] == "failed":
         return False
     if job["kind"] == SEGMENT:
@@ -146,7 +148,7 @@ def _is_explained(job: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
 
 
 def job_tables(queue: Queue, shown: int | None = None) -> dict[str, Any]:
-    """How many jobs there are by kind and state, and the last ``shown`` of those held up and of the dead letters."""
+    """Return the number of jobs by kind and state, and the last ``shown`` jobs to be retried and dead letters."""
     held_up = [job for job in queue.jobs("waiting", "running") if job.payload.get("tries")]
     letters = queue.jobs("failed")
     return {
@@ -157,7 +159,7 @@ def job_tables(queue: Queue, shown: int | None = None) -> dict[str, Any]:
 
 
 def job_record(job: QueuedJob) -> dict[str, Any]:
-    """A job for people and programs: nothing of a patient, and UIDs only if they were revealed."""
+    """Return a job as a record for the status, without patient data, and with UIDs only if they are revealed."""
     told = job.payload
     return {
         "id": job.id,
@@ -182,7 +184,7 @@ def _folders(state: Path) -> list[Path]:
 
 def _lacking(folder: Path) -> str:
     missing = sorted(folder.glob("lacks-*"))
-    return f"The study is not whole. {missing[0].read_text(encoding='utf-8')}" if missing else ""
+    return f"The study is incomplete. {missing[0].read_text(encoding='utf-8')}" if missing else ""
 
 
 def _problem(what: str, do: str) -> dict[str, str]:

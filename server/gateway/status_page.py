@@ -1,4 +1,4 @@
-"""The status page: the same as /status, for people. It needs no script, and loads itself anew unless asked not to."""
+"""Status page: the content of /status as HTML, without scripts; it reloads itself unless `?reload=false` is given."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _STYLE = (Path(__file__).with_name("status.css")).read_text(encoding="utf-8")
 
 
 def render_page(document: Mapping[str, Any], *, reload: bool = True) -> str:
-    """The status page.
+    """Render the status page.
 
     Args:
-        document: Document that /status answers with.
-        reload: True: the browser loads the page anew every few seconds.
+        document: Document that /status returns.
+        reload: If True, the browser reloads the page every few seconds.
     """
     problems = document["problems"]
     again = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if reload else ""
-    link = '<a href="?reload=false">Stop reloading</a>' if reload else '<a href="?reload=true">Reload by itself</a>'
-    how = f"The page loads itself anew every {RELOAD_SECONDS} s." if reload else "The page stands still."
+    link = '<a href="?reload=false">Stop reloading</a>' if reload else '<a href="?reload=true">Reload automatically</a>'
+    how = f"This page reloads every {RELOAD_SECONDS} s." if reload else "Automatic reloading is off."
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"{again}<title>{'Trouble: ' if problems else ''}semiseg gateway</title><style>{_STYLE}</style></head>"
+        f"{again}<title>{'Problem: ' if problems else ''}semiseg gateway</title><style>{_STYLE}</style></head>"
         f"<body><main><h1>semiseg gateway</h1>{_problems(problems)}"
-        f"<p>{document['open_studies']} studies are arriving; {document['studies']} are kept; "
+        f"<p>{document['open_studies']} studies are arriving; {document['studies']} are stored; "
         f"{document['free_bytes'] / 2**30:.1f} GB are free. {_clock(time.time())}</p>"
         f"<h2>Servers, destinations, archives and worklists</h2>{_peers(document)}"
         f"<h2>Studies</h2>{_studies(document['study_list'])}"
         f"<h2>Jobs</h2>{_counts(document['jobs'])}"
-        + _jobs("Held up by others, and tried again by themselves", document["held_up"])
-        + _jobs("Dead letters: `semiseg gateway retry JOB` tries one again", document["dead_letters"])
+        + _jobs("Jobs that failed and are retried automatically", document["held_up"])
+        + _jobs("Dead letters: `semiseg gateway retry JOB` retries one", document["dead_letters"])
         + _workitems(document["workitems"])
         + _passed_over(document["worklists"])
         + _rejected(document["rejected"])
@@ -54,38 +54,39 @@ def _problems(problems: Sequence[Mapping[str, str]]) -> str:
 
 def _peers(document: Mapping[str, Any]) -> str:
     rows = [
-        (kind, _safe(one.get("name") or one.get("url")), _safe(one["trouble"]) or "No trouble is known.")
+        (kind, _safe(one.get("name") or one.get("url")), _safe(one["trouble"]) or "No known problem.")
         for kind, key in (
             ("server", "servers"),
             ("destination", "destinations"),
-            ("archive that is polled", "polls"),
+            ("polled archive", "polls"),
             ("worklist", "worklists"),
         )
         for one in document[key]
     ]
-    return _table("How each of them stood when it was last asked", ("what", "which", "state"), rows)
+    return _table("State at the last contact", ("kind", "name", "state"), rows)
 
 
 def _studies(studies: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
             f"<code>{_safe(one['study'])}</code>",
-            f"{one['instances']} instances in {one['series']} series from {_safe(', '.join(one['from']) or 'nobody')}"
+            f"{one['instances']} instances in {one['series']} series from "
+            f"{_safe(', '.join(one['from']) or 'no sender')}"
             f"<br>{_day(one['came']) if one['came'] else ''}",
             _safe(one["stage"]),
-            "<br>".join(_safe(line) for line in (one["decided"] or "Nothing yet.", *one["reasons"])),
+            "<br>".join(_safe(line) for line in (one["decided"] or "No decision yet.", *one["reasons"])),
             "<br>".join(_safe(result_line(result)) for result in one["results"]) or "None yet.",
             f"{_marked(one['trouble'])}<br>{_advice(one['do'])}" if one["trouble"] else "",
         )
         for one in studies
     ]
-    heads = ("study", "what came, and when the last of it", "stage", "what was decided, and why", "results", "trouble")
-    caption = "The newest studies; `semiseg gateway show STUDY` tells all of one"
-    return _table(caption, heads, rows) or "<p>No study is here.</p>"
+    heads = ("study", "instances, and time of the last one", "stage", "decision and reasons", "results", "problem")
+    caption = "Latest studies; `semiseg gateway show STUDY` shows the details of one"
+    return _table(caption, heads, rows) or "<p>There are no studies.</p>"
 
 
 def result_line(one: Mapping[str, Any]) -> str:
-    """Where some results of a study are, in a line."""
+    """Return a line on some results of a study: number, state, destination, time and reason."""
     to = f" {'to' if one['state'] in ('delivered', 'being delivered') else 'for'} {one['to']}" if one["to"] else ""
     why = f": {one['why']}" if one["why"] else ""
     return f"{one['count']} {one['state']}{to}, {_day(one['when'])}{why}"
@@ -125,8 +126,8 @@ def _workitems(workitems: Sequence[Mapping[str, Any]]) -> str:
         )
         for one in workitems
     ]
-    heads = ("workitem", "worklist", "stage", "since", "per cent", "what")
-    return _table("Workitems that are claimed", heads, rows)
+    heads = ("workitem", "worklist", "stage", "since", "per cent", "work or problem")
+    return _table("Claimed workitems", heads, rows)
 
 
 def _passed_over(worklists: Sequence[Mapping[str, Any]]) -> str:
@@ -135,7 +136,7 @@ def _passed_over(worklists: Sequence[Mapping[str, Any]]) -> str:
         for one in worklists
         for item in one["passed_over"]
     ]
-    return _table("Workitems that are left to others", ("workitem", "worklist", "why"), rows)
+    return _table("Workitems that are not claimed", ("workitem", "worklist", "why"), rows)
 
 
 def _rejected(rejected: Sequence[Mapping[str, Any]]) -> str:
@@ -147,7 +148,7 @@ def _rejected(rejected: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already, the first one of each row its head; nothing where there are no rows."""
+    """Return a table of HTML cells, with the first cell of each row as its header; "" if there are no rows."""
     if not rows:
         return ""
     head = "".join(f"<th scope=col>{_safe(name)}</th>" for name in heads)
@@ -161,12 +162,12 @@ def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 def _advice(do: str) -> str:
-    """A command, or what else is to be done."""
+    """Return HTML for a command, or for advice in words."""
     return f"<code>{_safe(do)}</code>" if do.startswith("semiseg ") else _marked(f"{do[:1].upper()}{do[1:]}.")
 
 
 def _marked(text: object) -> str:
-    """Text in which what stands between backticks is code."""
+    """Return HTML for a text in which backticks enclose code."""
     return re.sub("`([^`]*)`", r"<code>\1</code>", _safe(text))
 
 

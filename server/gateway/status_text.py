@@ -1,4 +1,4 @@
-"""What `semiseg gateway status` and `show` print."""
+"""Output of `semiseg gateway status` and `semiseg gateway show`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from server.jobs.queue import QueuedJob
 
 
 def status_lines(document: Mapping[str, Any]) -> list[str]:
-    """Trouble first, then studies, peers and jobs."""
+    """Return the lines of `status`: problems first, then studies, peers and jobs."""
     problems = document["problems"]
     found = [f"{len(problems)} thing(s) need an operator:"] if problems else ["All is well."]
     for one in problems:
         found += [f"  {one['what']}", f"    {one['do']}"]
-    found.append(f"{document['studies']} studies are kept, {document['open_studies']} of them are arriving:")
+    found.append(f"{document['studies']} studies are stored; {document['open_studies']} of them are arriving:")
     for study in document["study_list"]:
         found += [f"  {line}" for line in study_lines(study)]
     for kind, key in (
@@ -30,17 +30,19 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
         ("worklist", "worklists"),
     ):
         found += [
-            f"{kind} {one.get('name') or one['url']}: {one['trouble'] or 'no trouble is known'}"
-            for one in document[key]
+            f"{kind} {one.get('name') or one['url']}: {one['trouble'] or 'no known problem'}" for one in document[key]
         ]
     if document["workitems"]:
-        found.append(f"{len(document['workitems'])} workitem(s) claimed:")
+        found.append(f"{len(document['workitems'])} claimed workitem(s):")
         found += [f"  {claim_line(one)}" for one in document["workitems"]]
     for one in document["worklists"]:
-        found += [f"  workitem {item['workitem']} is left to others: {item['why']}" for item in one["passed_over"]]
+        found += [f"  workitem {item['workitem']} is not claimed: {item['why']}" for item in one["passed_over"]]
     for kind, states in document["jobs"].items():
         found.append(f"{kind:8} " + "  ".join(f"{state} {count}" for state, count in states.items()))
-    for what, jobs in (("held up by others", document["held_up"]), ("dead letter(s)", document["dead_letters"])):
+    for what, jobs in (
+        ("job(s) to be retried", document["held_up"]),
+        ("dead letter(s)", document["dead_letters"]),
+    ):
         found.append(f"{len(jobs)} {what}" + (":" if jobs else ""))
         for one in jobs:
             since = f"refused since {_day(one['refused_since'])}: " if one["refused_since"] else ""
@@ -49,9 +51,9 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def study_lines(study: Mapping[str, Any]) -> list[str]:
-    """A study: what came, what was decided, where the results are, and what is in trouble."""
-    senders = ", ".join(study["from"]) or "nobody"
-    came = f", the last of them {_day(study['came'])}" if study["came"] else ""
+    """Return the lines of a study: instances, decision, results and problem."""
+    senders = ", ".join(study["from"]) or "no sender"
+    came = f", the last one at {_day(study['came'])}" if study["came"] else ""
     found = [f"Study {study['study']}: {study['stage']}"]
     found.append(f"  {study['instances']} instances in {study['series']} series from {senders}{came}")
     if study["decided"]:
@@ -64,7 +66,7 @@ def study_lines(study: Mapping[str, Any]) -> list[str]:
 
 
 def decision_lines(jobs: Sequence[QueuedJob]) -> list[str]:
-    """What the rules said of each series the last time, with the reasons in full."""
+    """Return the last decision of the rules on each series, with the full reasons."""
     ended = [job for job in jobs if job.queue in (STUDY, WORKITEM) and "decisions" in job.result]
     if not ended:
         return []
@@ -75,14 +77,14 @@ def decision_lines(jobs: Sequence[QueuedJob]) -> list[str]:
 
 
 def job_line(job: QueuedJob) -> str:
-    """A job in a line."""
+    """Return one line for a job."""
     one = job_record(job)
     error = f"  {one['error']}" if one["error"] else ""
     return f"{_day(job.created)}  {job.id}  {job.queue:8} {job.state:9} {one['rule']} {', '.join(one['to'])}{error}"
 
 
 def job_text(job: QueuedJob) -> str:
-    """All of a job."""
+    """Return everything about a job, as JSON."""
     one: dict[str, Any] = job_record(job)
     one["created"], one["changed"] = _day(job.created), _day(job.changed)
     one["result"] = job.result

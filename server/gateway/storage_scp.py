@@ -1,7 +1,7 @@
-"""The DIMSE door: C-ECHO, C-STORE and storage commitment as their provider (PS3.4 annexes A, B and J).
+"""The DIMSE listener: SCP of C-ECHO, C-STORE and storage commitment (PS3.4 Annexes A, B and J).
 
-Nothing is decoded here: what a sender writes goes to the disk as it comes, and it is told success (0x0000) when the
-instance is there under its name.
+Data sets are not decoded: they are written to disk as received, and success (0x0000) is returned when the instance is
+in the store.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ _LOG = logging.getLogger("semiseg.gateway")
 
 @dataclass
 class _AssociationRecord:
-    """What an association has brought.
+    """Instances of an association.
 
     Attributes:
-        taken, refused: Numbers of instances.
-        studies: Studies of those that were taken, or whose study could be read.
-        unplaced: Announced UIDs of refused instances whose study could not be read, with the reason.
-        released: True once the sender has asked for its release.
+        taken, refused: Numbers of stored and refused instances.
+        studies: Names of the studies of stored instances, and of refused instances whose study could be read.
+        unplaced: Reasons for refused instances whose study could not be read, by announced UID.
+        released: True once the sender has requested the release of the association.
         over: True once the connection is closed.
     """
 
@@ -97,7 +97,7 @@ class _AssociationRecord:
 
 
 class StorageSCP:
-    """Listens until it is closed."""
+    """Listener that runs until it is closed."""
 
     def __init__(
         self,
@@ -109,38 +109,37 @@ class StorageSCP:
         studies: StudyTracker,
         rejections: RejectionLog,
     ) -> None:
-        """Listen.
+        """Start to listen.
 
         Args:
             listener: Configuration of the listener.
-            title: Our AE title.
-            instance_store: Instances on the disk.
+            title: AE title of the gateway.
+            instance_store: Store of the instances.
             commitments: Reports of storage commitment from archives.
             audit: Audit log.
-            studies: Studies that are waited for, which hear of the end of each association that brought something of
-                them.
-            rejections: Record of those that were not let in, and why.
+            studies: Tracker of studies, which is notified of the end of each association.
+            rejections: Record of rejected associations and connections.
 
         Raises:
-            InputError: the port cannot be had, or a file of TLS cannot be used.
+            InputError: The port is not available, or a TLS file cannot be used.
         """
         self._listener, self._title, self._instance_store, self._audit = listener, title, instance_store, audit
         self._studies, self._rejections = studies, rejections
-        # Data sets go to files from their first byte on, in Python's temporary folder, which has to be `incoming`.
+        # Data sets are written directly to files in Python's temporary folder, which has to be `incoming`.
         _config.STORE_RECV_CHUNKED_DATASET = True
         dimse_messages.NamedTemporaryFile = DataSetFile  # type: ignore[attr-defined, assignment]
-        # pynetdicom aborts the association of an instance whose UID is too long; the store refuses the instance.
+        # Without this, pynetdicom aborts the association if a UID is too long; the store refuses only the instance.
         _config.VALIDATORS["UI"] = lambda _: (True, "")
         ours = create_application_entity(title)
         ours.maximum_pdu_size = listener.pdu
-        ours.maximum_associations = UNLIMITED  # it would count connections that ask for nothing; see _requested
+        ours.maximum_associations = UNLIMITED  # pynetdicom would count connections without a request; see _requested
         ours.acse_timeout, ours.dimse_timeout = listener.acse_seconds, listener.dimse_seconds
         ours.network_timeout = listener.network_seconds
         for context in AllStoragePresentationContexts:
             assert context.abstract_syntax is not None
             ours.add_supported_context(context.abstract_syntax, TRANSFER_SYNTAXES)
         ours.add_supported_context(Verification)
-        # For the reports of archives we are the user of the service, and they open the association (PS3.4 J.3.3).
+        # Archives open an association for their reports, in which the gateway is the SCU (PS3.4 J.3.3).
         ours.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
         tls = None if listener.tls is None else server_context(listener.tls)
         try:
@@ -163,10 +162,10 @@ class StorageSCP:
                 refused=rejections.record,
             )
         except (OSError, OverflowError) as error:
-            raise InputError(f"Port {listener.port} of {listener.host} cannot be had for DICOM ({error}).") from None
+            raise InputError(f"Port {listener.port} of {listener.host} is not available for DICOM ({error}).") from None
         assert isinstance(server, AssociationServer)
         server.tls, self._server = tls, server
-        ours._servers.append(server)  # so that its shutdown can take it out again
+        ours._servers.append(server)  # the shutdown of the server removes it from this list
         self._admitted: dict[Association, str] = {}
         self._brought: WeakKeyDictionary[Association, _AssociationRecord] = WeakKeyDictionary()
         self._storing, self._closing = 0, False
@@ -176,13 +175,13 @@ class StorageSCP:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """TCP port of the listener."""
         return int(self._server.server_address[1])
 
     def close(self) -> None:
-        """Listen no more, and abort the associations that are open; what was acknowledged is on the disk.
+        """Stop listening, and abort open associations; acknowledged instances are on disk.
 
-        It takes seconds, however many there are: pynetdicom's own shutdown waits for one after the other.
+        It takes a few seconds for any number of associations, whereas pynetdicom's own shutdown waits for each in turn.
         """
         self._closing = True
         self._server.shutdown()
@@ -200,7 +199,7 @@ class StorageSCP:
                 cast(Any, association.dul.socket)._shutdown_socket()
 
     def _requested(self, event: evt.Event) -> None:
-        """Let in who may come, and say of the others what did not match."""
+        """Accept an association of a permitted sender; reject others and record the reason."""
         association = event.assoc
         request = association.requestor.primitive
         assert request is not None
@@ -219,7 +218,7 @@ class StorageSCP:
     def _verdict(
         self, calling: str, called: str, address: str, association: Association
     ) -> tuple[str, str, tuple[int, int, int]] | None:
-        """Why an association is rejected: the reason, a sentence and the code; None where it is not."""
+        """Return the reason, a sentence and the code if an association is to be rejected; None if it is accepted."""
         senders = self._listener.senders
         known = [sender for sender in senders if sender.ae_title == calling]
         if called != self._title:
@@ -243,11 +242,11 @@ class StorageSCP:
         return None
 
     def _accepted(self, event: evt.Event) -> None:
-        """Write down what was proposed and is not taken."""
+        """Record an association for which no proposed presentation context was accepted."""
         refused = sorted({_class_name(one.abstract_syntax) for one in event.assoc.rejected_contexts})
         if refused and not event.assoc.accepted_contexts:
             title = str(event.assoc.requestor.ae_title).strip()
-            sentence = "nothing of what it proposed is taken here"
+            sentence = "none of the proposed presentation contexts is accepted"
             self._rejections.record(
                 "contexts", _address_of(event.assoc), sentence, called=self._title, calling=title, contexts=refused
             )
@@ -257,7 +256,7 @@ class StorageSCP:
             self._brought.setdefault(event.assoc, _AssociationRecord()).released = True
 
     def _store(self, event: evt.Event) -> int:
-        """Take an instance; the answers are those of PS3.4 table B.2-1."""
+        """Store an instance; the returned status is one of PS3.4 table B.2-1."""
         association = event.assoc
         title = str(association.requestor.ae_title).strip()
         brought = self._brought.setdefault(association, _AssociationRecord())
@@ -270,7 +269,7 @@ class StorageSCP:
                 self._storing -= 1
         brought.taken += status == SUCCESS
         brought.refused += status != SUCCESS
-        if brought.over:  # the connection was closed while the instance waited for its turn
+        if brought.over:  # the connection was closed while the instance waited to be stored
             self._finish(association, brought, broken=not brought.released)
         return status
 
@@ -283,7 +282,7 @@ class StorageSCP:
             path = Path(event.dataset_path)
             identity = self._instance_store.identify(path)
             if identity.instance != announced:
-                raise InvalidInstance("The instance is another one than it was announced as.", identity)
+                raise InvalidInstance("The SOP Instance UID of the instance differs from the announced one.", identity)
             arrival = self._instance_store.add(path, title, identity, more_follows=True)
         except DiskFull as error:
             status, why = OUT_OF_RESOURCES, str(error)
@@ -318,14 +317,14 @@ class StorageSCP:
     def _closed(self, event: evt.Event) -> None:
         association, title = event.assoc, str(event.assoc.requestor.ae_title).strip()
         brought = self._brought.setdefault(association, _AssociationRecord())
-        message = association.dimse.message  # what the connection broke off in
+        message = association.dimse.message  # message that was being received when the connection closed
         unfinished = getattr(message, "_data_set_file", None)
         if unfinished is not None:
             unfinished.close()
-            why = f"{title} broke off in the middle of an instance."
+            why = f"The transfer of an instance from {title} was interrupted."
             try:
                 identity = self._instance_store.identify(Path(unfinished.name))
-            except (InvalidInstance, OSError):  # it broke off before its study came
+            except (InvalidInstance, OSError):  # interrupted before its study could be read
                 assert message is not None
                 brought.unplaced[str(message.command_set.get("AffectedSOPInstanceUID", ""))] = why
             else:
@@ -336,7 +335,7 @@ class StorageSCP:
         with self._lock:
             self._admitted.pop(association, None)
         brought.over = True
-        # We ourselves abort an association that says nothing for too long; between two instances that is no break.
+        # The gateway aborts associations that are silent for too long; between two instances that is no interruption.
         silent = association._sent_abort and unfinished is None
         broken = not brought.released and not silent
         self._finish(association, brought, broken=broken)
@@ -351,9 +350,9 @@ class StorageSCP:
             )
 
     def _finish(self, association: Association, brought: _AssociationRecord, *, broken: bool) -> None:
-        """Tell the studies that an association brought that it has ended."""
+        """Record the end of an association for each of its studies."""
         if self._closing:
-            return  # the marks of what was being sent stay: after the next start the sender is waited for
+            return  # the marks of open transfers stay, so that the next process waits for the senders
         title = str(association.requestor.ae_title).strip()
         for study in brought.studies:
             for announced, why in brought.unplaced.items():
@@ -364,12 +363,12 @@ class StorageSCP:
 
 
 def _has_aborted(association: Association) -> bool:
-    """Whether the abort is on its way and the connection closed (PS3.8 9.2, state 1), or there was nothing to abort."""
+    """Return True if the abort was sent and the connection is closed (PS3.8 9.2, state 1), or no abort was needed."""
     return not association._sent_abort or association.dul.state_machine.current_state in ("Sta1", "Sta13")
 
 
 def _class_name(syntax: object) -> str:
-    """The name of a SOP class; what is none is not repeated."""
+    """Return the name of a SOP class; an unknown one is not repeated."""
     name = UID(str(syntax)).name
     return str(name) if name != str(syntax) else "an unknown SOP class"
 
@@ -380,7 +379,7 @@ def _address_of(association: Association) -> str:
 
 
 def _networks(senders: Sequence[Sender]) -> list[Any] | None:
-    """All networks from which anybody may come; None where one may come from everywhere."""
+    """Return the networks of all senders; None if the address of a sender is not restricted."""
     if not senders or any(not sender.addresses for sender in senders):
         return None
     return [ipaddress.ip_network(address, strict=False) for sender in senders for address in sender.addresses]

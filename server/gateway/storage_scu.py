@@ -1,4 +1,4 @@
-"""Results to an archive by C-STORE: in a transfer syntax that it takes, and with its word for each instance."""
+"""Delivery of results to an archive by C-STORE, in a transfer syntax that it accepts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from server.gateway.config import Destination, DimseDestination
 from server.gateway.delivery_result import DeliveryResult
 from server.gateway.transfer_syntaxes import choose_syntax, offered_syntaxes, read_header, transcoded
 
-MAX_BROKEN_ASSOCIATIONS = 3  # of an association, after which the rest waits for the next try
+MAX_BROKEN_ASSOCIATIONS = 3  # lost associations after which the remaining files wait for the next attempt
 
 _LOG = logging.getLogger("semiseg.gateway")
 
 
 class _Broken(Exception):  # noqa: N818 - handled here
-    """The association is gone; ``silent`` where no answer had come for as long as one is waited for."""
+    """The association was lost; ``silent`` is True if the response timed out."""
 
     def __init__(self, *, silent: bool) -> None:
         self.silent = silent
@@ -42,18 +42,18 @@ def send(
     commitments: CommitmentReports,
     stopped: Callable[[], bool],
 ) -> DeliveryResult:
-    """Send files; what the archive does not take does not keep it from taking the others.
+    """Send files; a file that the archive refuses does not prevent the delivery of the others.
 
     Args:
         files: DICOM files, in the order in which they are sent.
-        destination: The archive; it has a ``dimse`` part.
-        title: Our AE title.
+        destination: Archive with a ``dimse`` section.
+        title: AE title of the gateway.
         commitments: Reports of storage commitment from archives.
-        stopped: Function that returns True once the delivery is stopped; asked before each file.
+        stopped: Function that returns True once the delivery is to stop; called before each file.
 
     Raises:
-        InputError: our certificate cannot be used.
-        Cancelled: it was stopped.
+        InputError: The gateway's certificate cannot be used.
+        Cancelled: The delivery was stopped.
     """
     to = destination.dimse
     assert to is not None
@@ -61,7 +61,7 @@ def send(
 
 
 def presentation_contexts(headers: Sequence[Dataset], to: DimseDestination) -> list[PresentationContext]:
-    """A presentation context for each SOP class in each transfer syntax, since an archive accepts one a context."""
+    """Create a presentation context for each SOP class and transfer syntax, as only one is accepted per context."""
     pairs = dict.fromkeys(
         (one.SOPClassUID, syntax) for one in headers for syntax in offered_syntaxes(one.file_meta.TransferSyntaxUID)
     )
@@ -91,10 +91,10 @@ class _Sending:
             rest = self._attempt(rest)
             breaks += 1
             if breaks == MAX_BROKEN_ASSOCIATIONS and rest:
-                self.outcome.trouble = f"{self._where} broke the association off {breaks} times."
+                self.outcome.trouble = f"{self._where} ended the association early {breaks} times."
 
     def _attempt(self, files: list[Path]) -> list[Path]:
-        """Send on one association; the files left over when it broke off."""
+        """Send files on one association; return the files that are left if it was lost."""
         handlers: list[evt.EventHandlerType] = []
         if self._to.commitment:
             handlers = [(evt.EVT_N_EVENT_REPORT, self._commitments.handle_event_report)]
@@ -117,7 +117,7 @@ class _Sending:
                     if self._store(association, file):
                         stored.append(file)
                 except _Broken as broken:
-                    how = f"gave no answer in {self._seconds:g} s" if broken.silent else "broke the association off"
+                    how = f"did not answer in {self._seconds:g} s" if broken.silent else "ended the association early"
                     if broken.silent:
                         self.outcome.trouble = f"{self._where} {how} to a C-STORE."
                     self.outcome.add_refused(
@@ -147,7 +147,7 @@ class _Sending:
             try:
                 converted = stack.enter_context(transcoded(file, syntax))
             except Exception as error:  # noqa: BLE001 - pydicom's decoders raise many kinds
-                told = f"{self._where} takes a {_kind(header)} as {syntax.name} only, and it cannot be converted"
+                told = f"{self._where} accepts a {_kind(header)} as {syntax.name} only, and it cannot be converted"
                 self.outcome.add_refused(file, f"{told} ({type(error).__name__}).")
                 return False
             if not association.is_established:
@@ -155,26 +155,26 @@ class _Sending:
             status = association.send_c_store(converted)
         if "Status" not in status:
             raise _Broken(silent=time.monotonic() - since >= 0.9 * self._seconds)
-        # ErrorComment and OffendingElement are the archive's words, which may quote the instance: never repeated.
+        # ErrorComment and OffendingElement are not repeated, because they may quote the instance.
         if not dimse_statuses.is_stored(status.Status):
             told = dimse_statuses.describe(status.Status)
             self.outcome.add_refused(file, f"{self._where} refused a {_kind(header)} with status {told}.")
             return False
         if status.Status != 0x0000:
             told = dimse_statuses.describe(status.Status)
-            self.outcome.warnings.append(f"a {_kind(header)} was taken with status {told}")
-            _LOG.warning("%s took a %s with status %s", self._where, _kind(header), told)
+            self.outcome.warnings.append(f"a {_kind(header)} was stored with status {told}")
+            _LOG.warning("%s stored a %s with status %s", self._where, _kind(header), told)
         return True
 
     def _settle(self, association: Association, stored: Sequence[Path]) -> None:
-        """What was stored is taken, once the archive has committed itself to it where it is to do that."""
+        """Confirm the stored files, after storage commitment if it is configured."""
         why: dict[str, str] = {}
         if self._to.commitment and stored:
             if association.is_established:
                 headers = [self._headers[file] for file in stored]
                 why = request_commitment(association, headers, self._to, self._where, self._commitments)
             else:
-                told = f"{self._where} broke the association off before it could be asked for storage commitment."
+                told = f"{self._where} ended the association before storage commitment could be requested."
                 why = {str(self._headers[file].SOPInstanceUID): told for file in stored}
         for file in stored:
             sentence = why.get(str(self._headers[file].SOPInstanceUID))
@@ -188,8 +188,8 @@ class _Sending:
         syntaxes = ", ".join(one.name for one in offered_syntaxes(header.file_meta.TransferSyntaxUID))
         self.outcome.add_refused(
             file,
-            f"{self._where} takes no {_kind(header)} (offered in {syntaxes}); allow this SOP class there, or leave its "
-            "form out of the destination's `forms`.",
+            f"{self._where} does not accept {_kind(header)} (offered in {syntaxes}); allow this SOP class there, or "
+            "omit its format from the destination's `forms`.",
         )
 
 

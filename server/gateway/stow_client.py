@@ -1,4 +1,4 @@
-"""Results to an archive by STOW-RS (PS3.18 10.5), with its word for each instance."""
+"""Delivery of results to an archive by STOW-RS (PS3.18 10.5), with a confirmation for each instance."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _LOG = logging.getLogger("semiseg.gateway")
 
 
 def send(files: Sequence[Path], destination: Destination, stopped: Callable[[], bool]) -> DeliveryResult:
-    """Send files; what the archive does not take does not keep it from taking the others.
+    """Send files; a file that the archive refuses does not prevent the delivery of the others.
 
     Args:
         files: DICOM files.
-        destination: The archive; it has a ``web`` part.
-        stopped: Function that returns True once the delivery is stopped; asked before each request.
+        destination: Archive with a ``web`` section.
+        stopped: Function that returns True once the delivery is to stop; called before each request.
 
     Raises:
-        InputError: the token cannot be read.
-        Cancelled: it was stopped.
+        InputError: The token cannot be read.
+        Cancelled: The delivery was stopped.
     """
     with requests.Session() as session:
         return _Sending(session, destination, stopped).send(files)
@@ -54,13 +54,13 @@ class _Sending:
         assert to is not None
         self._session, self._url, self._stopped, self.outcome = session, to.url, stopped, DeliveryResult()
         self._times = (destination.connect_seconds, destination.answer_seconds)
-        session.trust_env = False  # a proxy set for the internet must not see results
+        session.trust_env = False  # results must not pass through a proxy for the internet
         session.headers["Accept"] = "application/dicom+json, application/dicom+xml;q=0.5"
         if to.token is not None:
             session.headers["Authorization"] = f"Bearer {read_secret(to.token)}"
 
     def send(self, files: Sequence[Path]) -> DeliveryResult:
-        """All in one request, and one by one what may have been refused for another's sake."""
+        """Send all files in one request, and then singly those that may have been refused because of another file."""
         alone = self._request(files, None)
         for file in alone:
             if self.outcome.trouble:
@@ -75,7 +75,7 @@ class _Sending:
                 return
 
     def _request(self, files: Sequence[Path], syntax: UID | None) -> list[Path]:
-        """One request; the files with which it is worth trying another one, alone or in another transfer syntax."""
+        """Send one request; return the files to try again, alone or in another transfer syntax."""
         if self._stopped():
             raise Cancelled("The delivery was stopped.")
         with tempfile.TemporaryFile() as body:
@@ -89,13 +89,13 @@ class _Sending:
                 return []
             try:
                 answer, content = self._posted(body, boundary)
-            except (requests.RequestException, ValueError) as error:  # of an address that cannot be read
+            except (requests.RequestException, ValueError) as error:  # ValueError: the address cannot be parsed
                 self.outcome.trouble = f"{self._url} {_why(error)}."
                 return []
         return self._understand(files, syntax, answer, content)
 
     def _posted(self, body: IO[bytes], boundary: str) -> tuple[requests.Response, bytes]:
-        """The answer and its body; a redirect is followed on the configured host only, where it keeps the method."""
+        """Send the request and return the response and its body; it follows method-preserving redirects on the host."""
         url = f"{self._url}/studies"
         media_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
         for _ in range(REDIRECTS + 1):
@@ -133,26 +133,26 @@ class _Sending:
                 if dimse_statuses.is_already_stored(found.failed[uid]):
                     self._take(file, found.failed[uid])
                     continue
-                self._refuse([file], f"it refused it with reason {dimse_statuses.describe(found.failed[uid])}")
+                self._refuse([file], f"it was refused with reason {dimse_statuses.describe(found.failed[uid])}")
                 if found.failed[uid] == dimse_statuses.SYNTAX_NOT_SUPPORTED:
                     again.append(file)
             elif _says_all_is_stored(code, found, content) or ((200 <= code < 300 or code == 409) and self._has(file)):
                 self._take(file, 0)
             elif 200 <= code < 300 and not found.known and content.strip():
                 self.outcome.trouble = (
-                    f"{self._url} answered HTTP {code} with something that is no answer of an archive; is it the "
-                    "DICOMweb root, or does a login page answer there?"
+                    f"{self._url} answered HTTP {code} with content that is not a STOW-RS response; check that `url` "
+                    "is the DICOMweb root, and that it is not a login page"
                 )
                 return []
             else:
-                missing = "" if code >= 400 else ", which does not name it"
+                missing = "" if code >= 400 else ", without mentioning the instance"
                 self._refuse([file], f"it answered {told}{missing}")
                 if len(files) > 1 or code == 415:
                     again.append(file)
         return again
 
     def _has(self, file: Path) -> bool:
-        """Whether the archive says, by QIDO-RS (PS3.18 10.6), that it has the instance."""
+        """Return True if the archive lists the instance by QIDO-RS (PS3.18 10.6)."""
         header = read_header(file)
         where = f"{self._url}/studies/{header.StudyInstanceUID}/series/{header.SeriesInstanceUID}/instances"
         try:
@@ -170,7 +170,7 @@ class _Sending:
 
     def _take(self, file: Path, reason: int) -> None:
         kind = UID(read_header(file).SOPClassUID).name
-        told = f"a {kind} was taken with reason {dimse_statuses.describe(reason)}" if reason else ""
+        told = f"a {kind} was stored with reason {dimse_statuses.describe(reason)}" if reason else ""
         self.outcome.add_confirmed(file, told)
         if told:
             _LOG.warning("%s: %s", self._url, told)
@@ -178,12 +178,12 @@ class _Sending:
     def _refuse(self, files: Sequence[Path], why: str) -> None:
         for file in files:
             self.outcome.add_refused(
-                file, f"{self._url} did not take a {UID(read_header(file).SOPClassUID).name}: {why}."
+                file, f"{self._url} did not store a {UID(read_header(file).SOPClassUID).name}: {why}."
             )
 
 
 def _says_all_is_stored(code: int, found: StowResponse, content: bytes) -> bool:
-    """PS3.18 table 10.5.3-1: 200 means all were stored; 202 that some may not have been."""
+    """Return True if a response without items means that all instances were stored (PS3.18 table 10.5.3-1: 200)."""
     return code in (200, 201, 204) and not found.failed and not found.stored and (found.empty or not content.strip())
 
 
@@ -199,7 +199,7 @@ def _write(body: IO[bytes], boundary: str, files: Sequence[Path], syntax: UID | 
 
 
 def _bounded(answer: requests.Response, seconds: float) -> bytes:
-    """The body, no more of it than an answer can have, and no longer than ``seconds`` after the headers."""
+    """Read the body, up to a maximum size, and for at most ``seconds`` after the headers."""
     until, content = time.monotonic() + seconds, b""
     for block in answer.iter_content(64 * 1024):
         content += block
@@ -209,15 +209,13 @@ def _bounded(answer: requests.Response, seconds: float) -> bytes:
 
 
 def _why(error: Exception) -> str:
-    """What became of a request without an answer; never the exception's own words, which hold the address."""
+    """Describe why a request had no response, without the exception's text, which contains the address."""
     if isinstance(error, requests.exceptions.SSLError):
-        return (
-            "has no certificate that can be trusted, or speaks no TLS; check `url`, the certificate and its authority"
-        )
+        return "has no trusted certificate, or does not use TLS; check `url`, the certificate and its authority"
     if isinstance(error, requests.exceptions.ConnectTimeout):
-        return "does not answer: no connection in time"
+        return "does not answer: the connection timed out"
     if isinstance(error, requests.exceptions.ReadTimeout):
-        return "took the connection and gave no answer in time"
+        return "accepted the connection but did not answer in time"
     if isinstance(error, requests.exceptions.ConnectionError):
-        return "does not answer, or broke the connection off"
-    return f"gave no answer that can be read ({type(error).__name__})"
+        return "does not answer, or closed the connection"
+    return f"gave no readable response ({type(error).__name__})"

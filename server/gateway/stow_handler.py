@@ -1,4 +1,4 @@
-"""STOW-RS (PS3.18 10.5): a multipart/related body of DICOM files, each on the disk before it is confirmed."""
+"""STOW-RS (PS3.18 10.5): receives a multipart/related body of DICOM files; each is on disk before it is confirmed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOG = logging.getLogger("semiseg.gateway")
 
 
 class StowError(SemisegError):
-    """A request that is answered with ``status`` and a sentence; none of its instances was confirmed."""
+    """The request fails with ``status`` and a message; none of its instances was confirmed."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -36,14 +36,14 @@ class StowError(SemisegError):
 
 @dataclass
 class _RequestRecord:
-    """What a request has brought.
+    """Instances of a request.
 
     Attributes:
-        sender: Name of the key that it came with.
-        only: UID of the only study whose instances are taken, None for all.
-        taken, failed: Items of the answer.
-        studies: Studies of which something was taken, or refused after its study could be read.
-        unplaced: Reasons why instances were refused whose study could not be read.
+        sender: Name of the API key of the request.
+        only: UID of the only study whose instances are accepted; None for all studies.
+        taken, failed: Items of the response.
+        studies: Names of the studies of accepted instances, and of refused instances whose study could be read.
+        unplaced: Reasons for refused instances whose study could not be read.
     """
 
     sender: str
@@ -55,26 +55,26 @@ class _RequestRecord:
 
 
 class StowHandler:
-    """Takes instances over HTTP."""
+    """Receives instances over HTTP."""
 
     def __init__(self, instance_store: InstanceStore, audit: AuditLog, largest: int, studies: StudyTracker) -> None:
-        """Store in ``instance_store``; a request has ``largest`` bytes at most, and ``studies`` hear of its end."""
+        """Configure the handler; ``largest`` is the maximum size of a request, ``studies`` is notified of its end."""
         self._instance_store, self._audit, self._largest, self._studies = instance_store, audit, largest, studies
 
     async def store(self, request: Request, study: str | None, sender: str) -> tuple[int, dict[str, Any]]:
-        """Take what a request brings.
+        """Store the instances of a request.
 
         Args:
-            request: The request.
-            study: UID of the only study whose instances are taken; None takes all.
+            request: HTTP request.
+            study: UID of the only study whose instances are accepted; None accepts all.
             sender: Name that stands for an AE title.
 
         Returns:
-            The status (200 all were taken, 202 some, 409 none) and the DICOM JSON of PS3.18 10.5.3.
+            Status (200 if all instances were stored, 202 if some were, 409 if none was) and DICOM JSON (PS3.18 10.5.3).
 
         Raises:
-            StowError: 400, 413, 415 or 507.
-            ClientDisconnect: the client went away; what was complete may have been taken.
+            StowError: The request failed with status 400, 413, 415 or 507.
+            ClientDisconnect: The client disconnected; completely received instances may have been stored.
         """
         kind, options = parse_options_header(request.headers.get("content-type", ""))
         boundary = options.get(b"boundary", b"")
@@ -89,7 +89,7 @@ class StowHandler:
             whole = True
         finally:
             parts.delete()
-            # Only a request that broke off can be cancelled here, and its end has to be written down all the same.
+            # Only an interrupted request can be cancelled here, and its end has to be recorded, too.
             self._end(brought, whole)
         taken, failed = brought.taken, brought.failed
         document = {
@@ -109,16 +109,16 @@ class StowHandler:
                 for file in parts.take_completed():
                     await anyio.to_thread.run_sync(partial(self._take, file, brought))
         except FormParserError as error:
-            raise StowError(400, f"The body is no well-formed multipart/related: {error}.") from None
+            raise StowError(400, f"The body is not well-formed multipart/related: {error}.") from None
         except DiskFull as error:
             raise StowError(507, str(error)) from None
         except OSError as error:
-            sentence = f"The body could not be written ({error.strerror}); send it again when there is room."
+            sentence = f"The body could not be written ({error.strerror}); send it again when there is free space."
             raise StowError(507, sentence) from None
         if not parts.ended:
             raise StowError(400, "The body ended before its last part was complete; send it again.")
         if not brought.taken and not brought.failed:
-            raise StowError(400, "The body holds no part.")
+            raise StowError(400, "The body has no parts.")
 
     def _take(self, file: Path, brought: _RequestRecord) -> None:
         item: dict[str, Any] = {}
@@ -163,7 +163,7 @@ class StowHandler:
             self._studies.transfer_started(study, id(brought))
 
     def _end(self, brought: _RequestRecord, whole: bool) -> None:
-        """Tell the studies that a request brought that it has ended."""
+        """Record the end of a request for each of its studies."""
         for study in brought.studies:
             for number, why in enumerate(brought.unplaced, start=1):
                 self._instance_store.record_incomplete(study, f"part-{number}", why)

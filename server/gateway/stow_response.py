@@ -1,4 +1,4 @@
-"""The answer to a STOW-RS request (PS3.18 10.5.3 and Annex I): JSON or XML, whatever its media type's parameters."""
+"""Parser of responses to STOW-RS requests (PS3.18 10.5.3 and Annex I), in JSON or XML."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _FAILED, _REFERENCED = "00081198", "00081199"
 
 @dataclass
 class StowResponse:
-    """What an answer says of instances.
+    """Parsed response to a STOW-RS request.
 
     Attributes:
-        stored: Warning Reason (0008,1196) of each instance that was stored, or 0, by SOP Instance UID.
-        failed: Failure Reason (0008,1197) of each that was not, or 0 where none is given, by SOP Instance UID.
-        known: True if the body is such a document; an empty body is not.
-        empty: True if there is no body, or a document without anything in it.
+        stored: Warning Reason (0008,1196) of each stored instance, or 0 if there is none, by SOP Instance UID.
+        failed: Failure Reason (0008,1197) of each failed instance, or 0 if none is given, by SOP Instance UID.
+        known: True if the body is a response document; an empty body is not.
+        empty: True if there is no body, or the document has no items.
     """
 
     stored: dict[str, int] = field(default_factory=dict)
@@ -30,11 +30,11 @@ class StowResponse:
 
 
 def parse_stow_response(body: bytes, media_type: str) -> StowResponse:
-    """Read an answer; one that cannot be read is one that says nothing.
+    """Parse a response; one that cannot be parsed gives an unknown, empty result.
 
     Args:
-        body: The answer's body.
-        media_type: Content-Type header of the answer; parameters, case and quotes do not matter.
+        body: Body of the response.
+        media_type: Content-Type header of the response; parameters, case and quotes are ignored.
     """
     kind = media_type.partition(";")[0].strip().strip('"').lower()
     text = body.strip()
@@ -73,12 +73,12 @@ def _first(item: dict[str, Any], tag: str) -> Any:
 
 
 def _xml_items(text: bytes) -> Iterator[tuple[str, str, int]]:
-    """The Native DICOM Model (PS3.19 A.1), with or without a namespace."""
+    """Yield the items of a Native DICOM Model (PS3.19 A.1), with or without a namespace."""
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
-        raise ValueError("a document type has no place in an answer")
+        raise ValueError("a document type is not allowed in a response")
     root = ElementTree.fromstring(text)
     if _local(root) != "NativeDicomModel":
-        raise ValueError("no Native DICOM Model")
+        raise ValueError("not a Native DICOM Model")
     for sequence in root:
         if sequence.get("tag") not in (_FAILED, _REFERENCED):
             continue

@@ -1,8 +1,7 @@
-"""The studies that are here, for the status page and `semiseg gateway status`: what came, what was decided, results.
+"""List of studies with instances, decisions and results, for the status page and `semiseg gateway status`.
 
-All of it is read from the state folder and the queue, so that a command sees the same as the gateway itself. Nothing of
-a patient is in it: what rules quote of a Series Description is replaced by '...', and `semiseg gateway show STUDY` has
-it whole.
+It is read from the state folder and the queue, so that commands show the same as the gateway itself. It contains no
+patient data: quoted Series Descriptions are replaced by '...'; `semiseg gateway show STUDY` shows them.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from server.gateway.instance_store import STUDIES_FOLDER
 from server.gateway.job_kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
 from server.jobs.queue import Queue, QueuedJob
 
-MAX_REASONS = 4  # of each study
+MAX_REASONS = 4  # reasons shown for each study
 
 
 def list_studies(
@@ -32,18 +31,18 @@ def list_studies(
     *,
     shown: int | None = None,
 ) -> list[dict[str, Any]]:
-    """The studies that are here or that something is still to be done for, the one that changed last at the beginning.
+    """Return the studies that are stored or have unfinished or failed jobs, the one that changed last first.
 
     Args:
         queue: The gateway's queue.
         state: The gateway's state folder.
-        held: Reasons why studies wait for something which may not come by itself, by name.
-        arriving: Names of those that something is arriving of.
-        shown: Number of studies; those in trouble are among them before others. All of them when it is None.
+        held: Reasons why studies need an operator, by name.
+        arriving: Names of arriving studies.
+        shown: Maximum number of studies, where those with a problem take precedence; None returns all.
 
     Returns:
-        A record of each study: name, instances, series, senders, moment of the last instance (`came`, Unix seconds, 0
-        where nothing is here), `stage`, `decided`, `reasons`, `results`, `trouble` and the command that helps (`do`).
+        Record of each study: name, instances, series, senders, time of the last instance (`came`, Unix seconds, 0 if
+        nothing is stored), `stage`, `decided`, `reasons`, `results`, `trouble` and the command that helps (`do`).
     """
     jobs: dict[str, list[QueuedJob]] = {}
     for job in queue.jobs():
@@ -61,14 +60,14 @@ def list_studies(
 
 
 def _is_news(job: QueuedJob) -> bool:
-    """Whether a job of a study that is not here is worth a line: a fetch that goes on or failed."""
+    """Return True if a job without a stored study is listed: one that is unfinished or failed."""
     return job.state == "failed" or not job.ended
 
 
 def _study(name: str, folder: Path, jobs: list[QueuedJob], held: str, arriving: bool) -> dict[str, Any]:
     instances, series, senders, came = _contents(folder)
     decided, reasons, fits_nothing = _decided(jobs)
-    if fetched := [job for job in jobs if job.queue == WORKITEM]:  # inputs of a workitem, which nobody sent
+    if fetched := [job for job in jobs if job.queue == WORKITEM]:  # inputs of a workitem, which have no sender
         senders = [fetched[-1].payload["worklist"]]
         series = len({one["series"] for one in fetched[-1].result.get("decisions", ())})
     results = _results(jobs)
@@ -106,7 +105,7 @@ def _contents(folder: Path) -> tuple[int, int, list[str], float]:
 
 
 def _decided(jobs: list[QueuedJob]) -> tuple[str, list[str], bool]:
-    """What the rules said the last time, the reasons of those that do not fit, and whether none fits."""
+    """Return the last decision, the reasons of rules that do not match, and True if no rule matches."""
     ended = [
         job
         for job in jobs
@@ -123,18 +122,18 @@ def _decided(jobs: list[QueuedJob]) -> tuple[str, list[str], bool]:
     )
     reasons = [f"{told} ({number} series)" for told, number in against.most_common(MAX_REASONS)]
     if not fitting:
-        return f"No rule fits any of its {count} series.", reasons, not any(job.queue == SEGMENT for job in jobs)
+        return f"No rule matches any of its {count} series.", reasons, not any(job.queue == SEGMENT for job in jobs)
     told = ", ".join(f"rule {rule} takes {number}" for rule, number in fitting.items())
     return f"Of {count} series {told}.", reasons, False
 
 
 def redact_quotes(reason: str) -> str:
-    """A reason without what it quotes: Series Descriptions, which may name a patient."""
+    """Replace the quotations in a reason by '...', because Series Descriptions may name a patient."""
     return re.sub("'.*'", "'...'", reason, flags=re.DOTALL)
 
 
 def _results(jobs: list[QueuedJob]) -> list[dict[str, Any]]:
-    """Where the results are: one entry for all of the same state, with the number of them."""
+    """Return the state of the results: one entry for all results of the same state, with their number."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for job in jobs:
         if job.queue not in (SEGMENT, DELIVER):
@@ -152,7 +151,7 @@ def _state_of(job: QueuedJob) -> tuple[str, str]:
     delivers = job.queue == DELIVER
     if job.state == "done":
         return ("delivered" if delivers else "segmented"), ""
-    if job.state == "failed":  # a server's sentence may quote a Series Description
+    if job.state == "failed":  # a server's message may quote a Series Description
         why = str(job.result.get("error", ""))
         return "failed", redact_quotes(why)
     if job.state == "waiting":
@@ -165,7 +164,7 @@ def _state_of(job: QueuedJob) -> tuple[str, str]:
 
 
 def _trouble(name: str, folder: Path, jobs: list[QueuedJob], held: str, *, fits_nothing: bool) -> tuple[str, str]:
-    """What an operator has to look at, and the command that helps; twice "" where it is nothing."""
+    """Return the problem of a study and the command that helps; twice "" if there is none."""
     if (conflict := find_conflict(folder)) is not None:
         return conflict.describe(), f"semiseg gateway conflict {name}"
     failed = [job for job in jobs if job.state == "failed"]
@@ -174,7 +173,7 @@ def _trouble(name: str, folder: Path, jobs: list[QueuedJob], held: str, *, fits_
         return held, f"semiseg gateway {'show' if fetch else 'complete'} {name}"
     if failed:
         why = redact_quotes(str(failed[-1].result.get("error", "")))
-        # What a manager was told to be canceled is not done again without it.
+        # A workitem that was reported as canceled is not retried without its manager.
         is_workitem = any(job.queue == WORKITEM for job in jobs)
         do = f"semiseg gateway {f'show {name}' if is_workitem else f'retry {failed[-1].id}'}"
         return f"{len(failed)} dead letter(s). {why}", do
@@ -183,5 +182,5 @@ def _trouble(name: str, folder: Path, jobs: list[QueuedJob], held: str, *, fits_
             told = redact_quotes(str(job.payload.get("trouble", "")))
             return f"{since}{told}", f"semiseg gateway show {job.id}"
     if fits_nothing:
-        return "No rule fits any of its series.", f"semiseg gateway show {name}"
+        return "No rule matches any of its series.", f"semiseg gateway show {name}"
     return "", ""

@@ -1,4 +1,4 @@
-"""Why studies wait for something that may not come by itself: they lack something, or somebody has to decide."""
+"""Studies that need an operator: they are incomplete, or a conflict has to be decided."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from server.gateway.instance_store import InstanceStore
 from server.gateway.job_kinds import FETCH
 from server.jobs.queue import Queue
 
-INCOMPLETE_ADVICE = "`semiseg gateway complete STUDY` has it segmented as it is, `purge STUDY` deletes it."
-CONFLICT_ADVICE = "`semiseg gateway conflict STUDY` shows what differs, and decides."
+INCOMPLETE_ADVICE = "`semiseg gateway complete STUDY` has it segmented as it is; `purge STUDY` deletes it."
+CONFLICT_ADVICE = "`semiseg gateway conflict STUDY` shows the differences and decides which version is kept."
 
 
 class StudyProblems:
-    """Finds them when it is asked."""
+    """Finds the studies that need an operator."""
 
     def __init__(
         self,
@@ -26,14 +26,14 @@ class StudyProblems:
         held: Callable[[], Mapping[str, str]],
         pollings: Callable[[], Sequence[ArchivePoller]],
     ) -> None:
-        """Look into these.
+        """Configure where problems are looked for.
 
         Args:
-            config: The configuration.
-            queue: The jobs.
-            instance_store: The studies.
+            config: Configuration of the gateway.
+            queue: Queue of all jobs.
+            instance_store: Store of the studies' instances.
             held: Function that returns the reasons why studies are held, by name.
-            pollings: Function that returns the archives that are asked.
+            pollings: Function that returns the pollers of archives.
         """
         self._config, self._queue, self._instance_store, self._held, self._pollings = (
             config,
@@ -44,16 +44,16 @@ class StudyProblems:
         )
 
     def missing_text(self, name: str) -> str:
-        """What is missing of a study, as a sentence; "" where nothing is known to be."""
+        """Describe what is missing of a study, as a sentence; "" if nothing is known to be missing."""
         missing = self._instance_store.missing_reasons(name)
         fetches = self._queue.jobs(queue=FETCH, owner=name)
         if fetches and fetches[-1].state == "failed" and not self._instance_store.is_accepted(name):
             missing.append(fetches[-1].result.get("error", "It could not be fetched."))
         more = f" ({len(missing)} things are missing)" if len(missing) > 1 else ""
-        return f"The study is not whole. {missing[0]}{more}" if missing else ""
+        return f"The study is incomplete. {missing[0]}{more}" if missing else ""
 
     def conflict_text(self, name: str) -> str:
-        """What an operator has to decide before a study is segmented, as a sentence; "" for nothing."""
+        """Describe what an operator has to decide before a study is segmented, as a sentence; "" if nothing."""
         if self._config.complete.patients == "segment" or not self._instance_store.is_of_two_patients(name):
             return ""
         found = self._instance_store.find_conflict(name)
@@ -63,7 +63,7 @@ class StudyProblems:
         return CONFLICT_ADVICE if self.conflict_text(name) else INCOMPLETE_ADVICE
 
     def problems(self) -> list[dict[str, Any]]:
-        """Studies that wait for something which may not come by itself, and why."""
+        """Return the studies that need an operator: name, time of the last change, and reason."""
         found = {
             name: {"study": name, "since": self._instance_store.last_change(name), "why": f"{why} {self._advice(name)}"}
             for name, why in self._held().items()
@@ -72,7 +72,7 @@ class StudyProblems:
         for job in self._queue.jobs("waiting", "running", queue=FETCH):
             told, name = job.payload, job.payload["study"]
             if told.get("tries", 0) >= patience.get(told["url"], 1):
-                why = f"It could not be fetched {told['tries']} times, and is tried again. {told['trouble']}"
+                why = f"Fetching it failed {told['tries']} times; it is tried again. {told['trouble']}"
                 found.setdefault(name, {"study": name, "since": job.created, "why": why})
         for polling in list(self._pollings()):
             for one in polling.unstable_studies():

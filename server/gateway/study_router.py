@@ -1,4 +1,4 @@
-"""The job `study`: rules are applied to a study that is complete, or an operator's decision is carried out."""
+"""Jobs of the kind `study`: apply the rules to a complete study, or carry out an operator's decision on a conflict."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from server.jobs.lanes import Lane
 from server.jobs.queue import QueuedJob
 from server.jobs.worker import JobFailed, JobPostponed, RunningJob
 
-RECHECK_SECONDS = 1.0  # seconds after which a job asks again for what another one holds
+RECHECK_SECONDS = 1.0  # seconds after which a job checks again whether another job has ended
 
 
 class StudyRouter:
-    """Makes the orders of studies; to be used from any thread."""
+    """Creates the `segment` jobs of studies; thread-safe."""
 
     def __init__(
         self, context: GatewayContext, *, is_open: Callable[[str], bool], complete: Callable[[str, str], None]
     ) -> None:
-        """Apply the rules of the configuration.
+        """Configure the router.
 
         Args:
-            context: The gateway's parts.
-            is_open: Function that returns True while something of a study is arriving.
-            complete: Function that is told that a study is complete, and why.
+            context: Shared objects of the gateway.
+            is_open: Function that returns True while instances of a study are arriving.
+            complete: Function that is called with the name of a complete study and the reason.
         """
         self._config, self._queue, self._instance_store = context.config, context.queue, context.instance_store
         self._series_name, self._audit, self._wake = context.series_name, context.audit, context.wake
@@ -43,9 +43,9 @@ class StudyRouter:
         name, again = task.job.payload["study"], task.job.payload.get("again")
         choice = task.job.payload.get("conflict")
         if (again or choice) and self._is_open(name):
-            raise JobPostponed("Something of the study is arriving.", after=2.0)
+            raise JobPostponed("Instances of the study are arriving.", after=2.0)
         if any(one.created < task.job.created for one in self._queue.jobs("running", queue=STUDY, owner=name)):
-            raise JobPostponed("The study is being looked at.", after=RECHECK_SECONDS)
+            raise JobPostponed("The rules are being applied to the study.", after=RECHECK_SECONDS)
         if choice:
             return self._settle(task.job, name, choice)
         objects, _ = index_files(self._instance_store.instances(name))
@@ -56,7 +56,8 @@ class StudyRouter:
             partial(self._instance_store.is_in_other_study, name),
         )
         put, late = [], 0
-        before: dict[tuple[str, str], list[QueuedJob]] = {}  # looked up once: a study may have thousands of series
+        # Waiting jobs are queried once, because a study may have thousands of series.
+        before: dict[tuple[str, str], list[QueuedJob]] = {}
         for job in self._queue.jobs("waiting", queue=SEGMENT, owner=name):
             before.setdefault((job.payload["rule"], job.payload["series"]), []).append(job)
         made = self._made_before(task.job, name)
@@ -85,47 +86,47 @@ class StudyRouter:
         return {"instances": len(objects), "decisions": told, "jobs": put}
 
     def _settle(self, job: QueuedJob, name: str, choice: ConflictChoice) -> dict[str, Any]:
-        """Do what an operator decided about two versions of a study, and have it decided on anew."""
+        """Carry out an operator's decision on the conflict of a study, and have the rules applied again."""
         mine = [one for one in self._queue.jobs(owner=name) if one.queue in (STUDY, SEGMENT, DELIVER)]
         others = [one for one in mine if one.id != job.id]
-        if choice == "new":  # what waits is of the version that goes
+        if choice == "new":  # waiting jobs belong to the version that is discarded
             for one in others:
                 if not one.ended:
                     self._queue.stop(one.id)
         if any(one.state == "running" for one in others):
-            raise JobPostponed("Something of the study is being worked on.", after=RECHECK_SECONDS)
+            raise JobPostponed("Another job of the study is running.", after=RECHECK_SECONDS)
         if not self._instance_store.instances(name):
             raise JobFailed("The study is not here any more.")
         self._instance_store.resolve_conflict(name, choice)
         if choice == "new":
-            for one in others:  # so that the same orders are made again
+            for one in others:  # so that the same jobs are created again
                 delete(self._results / one.id, overwrite=self._config.keep.overwrite)
                 self._queue.delete(one.id)
         self._audit.record("conflict decided", study=name, job=job.id, kept="newer" if choice == "new" else "earlier")
-        self._complete(name, "an operator decided which version of it counts")
+        self._complete(name, "an operator decided which version is kept")
         for kind in (SEGMENT, DELIVER):
             self._queue.change_waiting(kind, lambda one: one.payload, lane=Lane("study", (name,)), at_once=True)
             self._wake(kind)
         return {"kept": choice}
 
     def _supersede(self, newest: QueuedJob, before: Sequence[QueuedJob]) -> None:
-        """Stop older orders of the same rule and series that nobody has begun: they lack what came late."""
+        """Stop older jobs of the same rule and series that have not begun, because they lack the late instances."""
         for job in before:
             if job.id != newest.id and job.created < newest.created:
                 self._queue.stop(job.id)
                 self._audit.record("superseded", study=newest.owner, job=job.id, by=newest.id)
 
     def _stop_others(self, study: str, wanted: Sequence[str]) -> None:
-        """Stop orders of a study that wait, and that the rules do not make any more."""
+        """Stop waiting jobs of a study that the rules do not create any more."""
         for job in self._queue.jobs("waiting", queue=SEGMENT, owner=study):
             if job.id not in wanted:
                 self._queue.stop(job.id)
-                self._audit.record("superseded", study=study, job=job.id, why="the rules do not ask for it any more")
+                self._audit.record("superseded", study=study, job=job.id, why="the rules do not select it any more")
 
     def _made_before(self, job: QueuedJob, study: str) -> dict[tuple[str, str], set[str]]:
-        """The keys of orders that were begun or done, by rule and series; none where another result may be made.
+        """Return the keys of running and finished jobs, by rule and series; empty if a further result is permitted.
 
-        They are looked up once, because a study may have thousands of series.
+        They are queried once, because a study may have thousands of series.
         """
         found: dict[tuple[str, str], set[str]] = {}
         if self._config.complete.late == "hold" and not job.payload.get("decided"):
@@ -137,9 +138,9 @@ class StudyRouter:
 def decision_records(
     decisions: Sequence[RuleDecision], series_name: Callable[[str], str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Decisions as a job's result keeps them, and the same for the audit log.
+    """Return decisions for a job's result, and the same decisions for the audit log.
 
-    Reasons quote Series Descriptions, which have no business in a log; the job's result keeps them.
+    Reasons quote Series Descriptions, which may name a patient: the job's result keeps them, the audit log does not.
 
     Args:
         decisions: Decisions of the rules.

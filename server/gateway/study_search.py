@@ -1,7 +1,7 @@
-"""Studies by what an operator has at hand: a name, a Study Instance UID, an accession number or a patient ID.
+"""Search for studies by name, Study Instance UID, accession number or patient ID.
 
-What is typed is hashed with the installation's key and compared with names and marks in the state folder; it is written
-nowhere. Studies of an earlier version, which have no such marks, are found by the header of one of their instances.
+The search term is hashed with the installation's key and compared with the names and marks in the state folder; it is
+not stored. Studies of an earlier version, which have no marks, are found by the header of one of their instances.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _NAME = re.compile(r"[0-9a-f]{32}")
 
 
 def find_studies(queue: Queue, state: Path, typed: str) -> list[str]:
-    """Names of the studies that are meant, the one that changed last at the end; none where there are none.
+    """Return the names of the studies that match, the one that changed last at the end.
 
     Args:
         queue: The gateway's queue.
         state: The gateway's state folder.
-        typed: Name of a study, Study Instance UID, accession number or patient ID.
+        typed: Search term: name of a study, Study Instance UID, accession number or patient ID.
     """
     typed = typed.strip()
     if not typed:
@@ -40,24 +40,24 @@ def find_studies(queue: Queue, state: Path, typed: str) -> list[str]:
 
 
 def find_study(queue: Queue, state: Path, typed: str) -> str:
-    """Name of the one study that is meant.
+    """Return the name of the one study that matches.
 
     Raises:
-        InputError: There is none, or there are several; what was typed is not repeated.
+        InputError: No study or several studies match; the message does not repeat the search term.
     """
     found = find_studies(queue, state, typed)
     if not found:
         raise InputError(
-            "There is no such study here. Type its name, its Study Instance UID, its accession number or its patient "
+            "There is no such study here. Give its name, its Study Instance UID, its accession number or its patient "
             "ID; `semiseg gateway status` lists the names."
         )
     if len(found) > 1:
-        raise InputError(f"{len(found)} studies are meant by this; name one of them: {', '.join(found)}.")
+        raise InputError(f"{len(found)} studies match; give the name of one of them: {', '.join(found)}.")
     return found[0]
 
 
 def find_series(queue: Queue, state: Path, typed: str, kind: str) -> list[QueuedJob]:
-    """Jobs of a kind that concern a series, by its name in the audit log or its Series Instance UID."""
+    """Return the jobs of a kind for a series, by its name in the audit log or its Series Instance UID."""
     names = tuple({typed.strip(), UidHasher(state / KEY_FILE).hash(typed.strip())})
     return queue.jobs(queue=kind, lane=Lane("series", names)) if typed.strip() else []
 

@@ -1,4 +1,4 @@
-"""When a study is complete: nothing more came for a while, all that was announced is there, or somebody says so."""
+"""Completion of studies: by a quiet time, by the announced number of instances, or by declaration."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from server.gateway.config import Completeness
 
 @dataclass
 class _PendingStudy:
-    """A study that is being waited for.
+    """Study that is not complete yet.
 
     Attributes:
         since: Monotonic time of its last event.
         hint: Number of instances that its instances announce.
         contradicted: True once two instances announced different numbers.
-        expected: Number of instances that somebody announced by name.
-        said: Reason why somebody calls it complete; "" where nobody does.
-        sending: Associations and requests that brought something of it and have not ended.
-        broken_by: Sender whose association or request broke off; "" where none did.
-        held: Reason why it is held although nothing more comes; "" where it is not.
+        expected: Number of instances that was given with a declaration.
+        said: Reason why the study was declared complete; "" if it was not.
+        sending: Open associations and requests that have sent instances of the study.
+        broken_by: Sender whose association or request was interrupted; "" if none was.
+        held: Reason why the study is held although nothing more arrives; "" if it is not.
     """
 
     since: float
@@ -35,15 +35,15 @@ class _PendingStudy:
     held: str = ""
 
     def snapshot(self) -> tuple[object, ...]:
-        """What changes when something happens to it."""
+        """Return the values that change with each event."""
         return self.since, self.hint, self.contradicted, self.expected, self.said, self.broken_by
 
 
 class StudyTracker:
-    """The studies that something has come for since they were last complete.
+    """Studies with events since they were last complete.
 
-    It is kept in memory only: after a restart every study on the disk is open again, and one that was complete already
-    is found to be so by the queue, which knows its instances.
+    The state is kept in memory only: after a restart, every study on the disk is open again. One that was complete
+    before is recognised by the queue, whose key includes the instances.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class StudyTracker:
         fetching: Callable[[str], bool] = lambda _: False,
         interrupted: Mapping[str, str] | None = None,
     ) -> None:
-        """Wait for studies that are known already.
+        """Start with the stored studies, which are all open.
 
         Args:
             rule: Configuration.
-            count: Function that returns the number of instances of a study that are here.
-            known: Names of the studies that are here.
-            lacking: Function that returns a sentence on what is known to be missing of a study, "" for nothing.
-            undecided: Function that returns a sentence on what an operator has to decide before a study is segmented,
-                "" for nothing.
-            fetching: Function that returns True while an archive is still to give a study; its quiet clock does not run
+            count: Function that returns the number of stored instances of a study.
+            known: Names of the stored studies.
+            lacking: Function that returns what is known to be missing of a study, as a sentence; "" if nothing.
+            undecided: Function that returns what an operator has to decide before a study is segmented, as a sentence;
+                "" if nothing.
+            fetching: Function that returns True while a study is fetched from an archive; its quiet time does not run
                 meanwhile.
-            interrupted: Senders that a former process did not hear the end of, by study.
+            interrupted: Senders whose transfer had not ended when a former process stopped, by study.
         """
         self._rule, self._count, self._lacking, self._fetching = rule, count, lacking, fetching
         self._undecided = undecided
@@ -78,7 +78,7 @@ class StudyTracker:
             self._open.setdefault(name, _PendingStudy(time.monotonic())).broken_by = sender
 
     def instance_arriving(self, name: str, announced: int | None) -> None:
-        """An instance is coming, with the number of instances that it announces for its study."""
+        """Record the arrival of an instance, with the number of instances that it announces for its study."""
         with self._lock:
             one = self._open.setdefault(name, _PendingStudy(0.0))
             one.since, one.said, one.held = time.monotonic(), "", ""
@@ -87,13 +87,13 @@ class StudyTracker:
                 one.hint = announced
 
     def transfer_started(self, name: str, token: int) -> None:
-        """An association or request, named by ``token``, brought something of a study and goes on."""
+        """Record that the association or request ``token`` has sent instances of a study and is still open."""
         with self._lock:
             if name in self._open:
                 self._open[name].sending.add(token)
 
     def transfer_ended(self, token: int, *, broken_by: str = "") -> None:
-        """An association or request has ended; ``broken_by`` names the sender of one that broke off."""
+        """Record the end of an association or request; ``broken_by`` names the sender of an interrupted one."""
         with self._lock:
             for one in self._open.values():
                 if token in one.sending:
@@ -103,27 +103,27 @@ class StudyTracker:
                         one.since = time.monotonic()
 
     def is_open(self, name: str) -> bool:
-        """Whether it is being waited for; one that is held is not."""
+        """Return True if the study is not complete and not held."""
         with self._lock:
             return name in self._open and not self._open[name].held
 
     def open_count(self) -> int:
-        """How many are being waited for."""
+        """Return the number of studies that are not complete and not held."""
         with self._lock:
             return sum(not one.held for one in self._open.values())
 
     def open_names(self) -> list[str]:
-        """Names of those that are being waited for."""
+        """Return the names of the studies that are not complete and not held."""
         with self._lock:
             return [name for name, one in self._open.items() if not one.held]
 
     def held_reasons(self) -> dict[str, str]:
-        """Why studies are held that nothing more comes for, by name."""
+        """Return the reasons of held studies, by name."""
         with self._lock:
             return {name: one.held for name, one in self._open.items() if one.held}
 
     def mark_complete(self, name: str, why: str, expected: int | None = None) -> None:
-        """Somebody says that a study is complete, or will be with ``expected`` instances."""
+        """Declare a study complete, now or once it has ``expected`` instances."""
         with self._lock:
             one = self._open.setdefault(name, _PendingStudy(time.monotonic()))
             if expected is None:
@@ -132,12 +132,12 @@ class StudyTracker:
                 one.expected = expected
 
     def process_complete(self, then: Callable[[str, str], None]) -> float:
-        """Call ``then(name, why)`` for each study that is complete now, and stop waiting for it.
+        """Call ``then(name, why)`` for each study that is complete now, and close it.
 
-        Where ``then`` fails, or an instance came meanwhile, the study stays open.
+        If ``then`` fails, or an instance arrives meanwhile, the study stays open.
 
         Returns:
-            Seconds after which it is worth looking again.
+            Seconds until the next check.
         """
         with self._lock:
             looked_at = {name: (one, one.snapshot()) for name, one in self._open.items()}
@@ -167,26 +167,26 @@ class StudyTracker:
         return max(0.05, pause)
 
     def _completion_reason(self, name: str, one: _PendingStudy) -> tuple[str, float]:
-        """Why a study is complete, or "" and the seconds until it may be."""
+        """Return the reason why a study is complete, or "" and the seconds until it may be."""
         if one.said:
             return one.said, 0.0
         rule, quiet = self._rule, time.monotonic() - one.since
         count = self._count(name) if one.expected is not None or one.hint is not None else 0
         if one.expected is not None and count >= one.expected:
-            return f"{count} of {one.expected} announced instances are here", 0.0
+            return f"{count} of {one.expected} announced instances have arrived", 0.0
         wait = 1.0
-        # A number in the instances is believed when it is exact. One that more came than it says, or that differs from
-        # instance to instance, is wrong; while the sender's association is open nobody knows which it is.
+        # The announced number is used only if it is exact: it is wrong if more instances have arrived or if it differs
+        # between instances, and while the sender's association is open more may follow.
         if rule.believe_counts and count == one.hint and not one.contradicted and not one.sending:
             settle = min(rule.counted_seconds, rule.quiet_seconds or rule.counted_seconds)
             if quiet >= settle:
-                return f"{count} of {one.hint} announced instances are here", 0.0
+                return f"{count} of {one.hint} announced instances have arrived", 0.0
             wait = settle - quiet
         if rule.quiet_seconds is None:
             return "", wait
         patience = rule.quiet_seconds if not one.broken_by else rule.interrupted_timeout()
         if quiet < patience:
             return "", min(wait, patience - quiet)
-        after = f" after {one.broken_by} broke off" if one.broken_by else ""
-        of = f", {count} of {one.hint} announced instances are here" if one.hint is not None else ""
-        return f"nothing has come for {patience:g} s{after}{of}", 0.0
+        after = f" after {one.broken_by} was interrupted" if one.broken_by else ""
+        of = f", {count} of {one.hint} announced instances have arrived" if one.hint is not None else ""
+        return f"nothing has arrived for {patience:g} s{after}{of}", 0.0

@@ -1,8 +1,8 @@
-"""Results of a series that got more instances after its first result: the later one says that it supersedes it.
+"""Superseding results, for a series that got more instances after its first result.
 
-The Series Description and the Instance Number of each object carry the number of the result. Objects refer to the
-earlier ones where the standard has a place for it: Predecessor Documents Sequence of reports (PS3.3 C.17.2),
-Predecessor Structure Set Sequence of structure sets (C.8.8.5), and Related Series Sequence (C.7.3.1) of all.
+The Series Description and the Instance Number of each object contain the number of the result. Objects refer to the
+earlier ones in the sequences that the standard defines for it: Predecessor Documents Sequence of reports (PS3.3
+C.17.2), Predecessor Structure Set Sequence of structure sets (C.8.8.5), and Related Series Sequence (C.7.3.1) of all.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _REPORT, _STRUCTURES = "SR", "RTSTRUCT"
 
 
 def earlier_jobs(queue: Queue, kind: str, job: QueuedJob) -> list[QueuedJob]:
-    """Jobs of the same study, rule and series that were put in before ``job``, cancelled ones left out.
+    """Return the jobs of the same study, rule and series that were added before ``job``, without cancelled ones.
 
     Args:
-        queue: The queue.
+        queue: Queue of the gateway.
         kind: Kind of the jobs.
-        job: A job of this kind, or one that only has such a payload.
+        job: Job of this kind, or one with the same fields in its payload.
     """
     found = []
-    # A study may have thousands of series.
+    # The lane limits the query to one series, because a study may have thousands.
     same_series = Lane("series", (job.payload["series"],))
     for one in queue.jobs("waiting", "running", "done", queue=kind, owner=job.payload["study"], lane=same_series):
         if one.id == job.id:
@@ -43,7 +43,7 @@ def earlier_jobs(queue: Queue, kind: str, job: QueuedJob) -> list[QueuedJob]:
 
 
 def mark_superseding(files: Sequence[Path], earlier: Sequence[Path], number: int) -> None:
-    """Write into results that they supersede earlier ones; doing it again changes nothing.
+    """Write into results that they supersede earlier ones; repeating it changes nothing.
 
     Args:
         files: DICOM files of the later result.
@@ -54,9 +54,9 @@ def mark_superseding(files: Sequence[Path], earlier: Sequence[Path], number: int
     for file in files:
         one = pydicom.dcmread(file)
         modality = one.get("Modality")
-        # Their own kind, so that a report refers to the report before it and not to a segmentation.
+        # Only objects of the same SOP class, so that a report refers to the report before it and not to a segmentation.
         same = [other for other in before if other.SOPClassUID == one.SOPClassUID]
-        sentence = f"Result {number} of this series, which supersedes result {number - 1}: more instances have come."
+        sentence = f"Result {number} of this series, which supersedes result {number - 1}: more instances have arrived."
         one.SeriesDescription = _described(str(one.get("SeriesDescription", "")), number)
         if sum(other.SOPClassUID == one.SOPClassUID for other in before) == 1:
             one.InstanceNumber = number
@@ -78,7 +78,7 @@ def mark_superseding(files: Sequence[Path], earlier: Sequence[Path], number: int
 
 
 def _described(description: str, number: int) -> str:
-    """The Series Description with the number, which stays before the notice and within 64 characters."""
+    """Add the number to the Series Description, before the research notice and within 64 characters."""
     words = f"({number}, supersedes {number - 1})"
     if words in description:
         return description
@@ -94,7 +94,7 @@ def _one_a_series(objects: Sequence[Dataset]) -> list[Dataset]:
 def _series(other: Dataset) -> Dataset:
     item = Dataset()
     item.StudyInstanceUID, item.SeriesInstanceUID = other.StudyInstanceUID, other.SeriesInstanceUID
-    item.PurposeOfReferenceCodeSequence = []  # type 2, and no code means "superseded"
+    item.PurposeOfReferenceCodeSequence = []  # type 2; the standard has no code for "superseded"
     return item
 
 
@@ -105,7 +105,7 @@ def _reference(other: Dataset) -> Dataset:
 
 
 def _document(other: Dataset) -> Dataset:
-    """A hierarchical reference (PS3.3 table C.17-3)."""
+    """Create a hierarchical reference (PS3.3 table C.17-3)."""
     series, study = Dataset(), Dataset()
     series.SeriesInstanceUID, series.ReferencedSOPSequence = other.SeriesInstanceUID, [_reference(other)]
     study.StudyInstanceUID, study.ReferencedSeriesSequence = other.StudyInstanceUID, [series]
@@ -113,7 +113,7 @@ def _document(other: Dataset) -> Dataset:
 
 
 def _comment(report: Dataset, sentence: str) -> None:
-    """A comment of the report (PS3.16 code 121106, DCM), as its other remarks are."""
+    """Add a comment to the report (PS3.16 code 121106, DCM), like its scan warnings, unless it has it already."""
     if any(item.get("TextValue") == sentence for item in report.ContentSequence):
         return
     item, name = Dataset(), Dataset()

@@ -1,4 +1,4 @@
-"""TLS for DIMSE, as the BCP 195 profiles of PS3.15 B.9 ask for it: 1.2 or newer, certificates checked."""
+"""TLS for DIMSE, as the BCP 195 profiles of PS3.15 B.9 require it: 1.2 or newer, with certificates verified."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from server.gateway.config import Tls
 
 
 def server_context(tls: Tls) -> ssl.SSLContext:
-    """For a door; with an authority, only who has a certificate of it gets in.
+    """Create the TLS context of a listener; with an authority, it accepts only clients with a certificate signed by it.
 
     Raises:
-        InputError: a file cannot be used.
+        InputError: A file cannot be used.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     _load(context, tls)
@@ -23,10 +23,10 @@ def server_context(tls: Tls) -> ssl.SSLContext:
 
 
 def client_context(tls: Tls) -> ssl.SSLContext:
-    """For a connection to an archive, whose certificate has to be in its host's name.
+    """Create the TLS context of a connection to an archive, whose certificate has to match its host name.
 
     Raises:
-        InputError: a file cannot be used.
+        InputError: A file cannot be used.
     """
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
     _load(context, tls)
@@ -35,8 +35,9 @@ def client_context(tls: Tls) -> ssl.SSLContext:
 
 def _load(context: ssl.SSLContext, tls: Tls) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Python 3.13 began to refuse authorities without a key usage extension (RFC 5280 4.2.1.3), as many hospitals' own
-    # are. The operator names the authority here, so it is trusted on every Python, and no upgrade cuts a connection.
+    # Since version 3.13, Python rejects authorities without a key usage extension (RFC 5280 4.2.1.3), which the private
+    # authorities of many hospitals lack. The operator names the authority in the configuration, so it is accepted with
+    # every version of Python, and an upgrade does not break connections.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     file: Path | None = None
     try:

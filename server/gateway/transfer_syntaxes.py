@@ -1,4 +1,4 @@
-"""Results in the transfer syntax that an archive takes: each can be sent in three at least (PS3.5 section 10)."""
+"""Conversion of results to a transfer syntax that an archive accepts (PS3.5 section 10)."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ HEADER_KEYWORDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesI
 
 
 def read_header(file: Path) -> Dataset:
-    """The UIDs of a result, and its transfer syntax in ``file_meta``."""
+    """Read the UIDs of a result, and its transfer syntax in ``file_meta``."""
     return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER_KEYWORDS))
 
 
 def offered_syntaxes(own: UID) -> tuple[UID, ...]:
-    """Transfer syntaxes that a result is offered in, the preferred one first.
+    """Return the transfer syntaxes in which a result is offered, the preferred one first.
 
-    The last one is the default transfer syntax, which everybody has to offer (PS3.5 10.1).
+    The last one is the default transfer syntax, which every application entity has to support (PS3.5 10.1).
     """
     return tuple(dict.fromkeys((own, ExplicitVRLittleEndian, ImplicitVRLittleEndian)))
 
 
 def choose_syntax(own: UID, accepted: Iterable[UID]) -> UID | None:
-    """The first of :func:`offered_syntaxes` among those ``accepted``."""
+    """Return the first of :func:`offered_syntaxes` that is ``accepted``; None if none is."""
     there = set(accepted)
     return next((one for one in offered_syntaxes(own) if one in there), None)
 
 
 @contextlib.contextmanager
 def transcoded(file: Path, syntax: UID) -> Iterator[Path]:
-    """A file in this transfer syntax: the file itself, or a copy that exists for the block.
+    """Provide a file in this transfer syntax: the file itself, or a copy that exists while the context is open.
 
     Raises:
-        Exception: whatever pydicom raises for compressed pixels that cannot be decoded.
+        Exception: Any exception of pydicom for compressed pixels that cannot be decoded.
     """
     whole = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[])
     if whole.file_meta.TransferSyntaxUID == syntax:

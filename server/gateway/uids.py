@@ -1,4 +1,4 @@
-"""UIDs as PS3.5 9.1 builds them, and what is wrong with one that is not."""
+"""Validation of UIDs by the rules of PS3.5 9.1."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _LENIENT = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 def uid_error(uid: str, rule: UidRule = "strict") -> str:
-    """What is wrong with a UID, as the end of a sentence; "" where nothing is.
+    """Describe what is wrong with a UID, as the end of a sentence; "" if the UID is valid.
 
     Args:
         uid: UID without padding.
-        rule: ``lenient`` lets components begin with a zero, which some devices write.
+        rule: Rule to apply; ``lenient`` accepts components that begin with a zero, which some devices write.
     """
     if len(uid) > MAX_UID_LENGTH:
         return f"has {len(uid)} characters, and PS3.5 9.1 allows {MAX_UID_LENGTH}"
@@ -24,4 +24,4 @@ def uid_error(uid: str, rule: UidRule = "strict") -> str:
         return ""
     if _LENIENT.fullmatch(uid):
         return "has a component that begins with a zero, which PS3.5 9.1 forbids"
-    return "is no UID: PS3.5 9.1 allows numbers with a full stop between them"
+    return "is not a UID: PS3.5 9.1 allows numbers separated by full stops"

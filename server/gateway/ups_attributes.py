@@ -1,7 +1,7 @@
-"""What a performer writes into a workitem: progress, the performed procedure, its outputs, reasons for a cancellation.
+"""Attributes that a performer writes into a workitem: progress, performed procedure, outputs, cancellation reason.
 
-The final state requirements are those of PS3.4 table CC.2.5-3: for COMPLETED (P) the performed station, work item code,
-start, end and output information; for CANCELED (X) the time and the code of the reason.
+The final state requirements are those of PS3.4 table CC.2.5-3: for COMPLETED (P) the performed station, work item
+code, start, end and output information; for CANCELED (X) the time and the code of the reason.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LONG_STRING = 64
 
 
 class CancellationReason(NamedTuple):
-    """Why a workitem is canceled.
+    """Reason of a cancellation.
 
     Attributes:
-        value: Code Value of the scheme DCM, of CID 9300 "Procedure Discontinuation Reason" (PS3.16).
+        value: Code Value of the scheme DCM, from CID 9300 "Procedure Discontinuation Reason" (PS3.16).
         meaning: Code Meaning.
-        sentence: Reason For Cancellation, without anything of a patient.
+        sentence: Reason For Cancellation, without patient data.
     """
 
     value: str
@@ -49,14 +49,16 @@ ALGORITHM_NAME, ALGORITHM_VERSION = ("111001", "DCM", "Algorithm Name"), ("11100
 
 
 def current_datetime() -> str:
-    """The present as a DT with its offset from UTC."""
+    """Return the current time as DT with an offset from UTC."""
     return datetime.datetime.now().astimezone().strftime("%Y%m%d%H%M%S.%f%z")
 
 
 def progress_changes(percent: int, description: str) -> Dataset:
-    """Progress of a workitem that is performed (0-100).
+    """Create the attributes that report the progress of a workitem.
 
-    The description is a sentence of ours.
+    Args:
+        percent: Progress, 0-100.
+        description: Description of the current work.
     """
     item = Dataset()
     item.ProcedureStepProgress = str(percent)
@@ -74,14 +76,14 @@ def performed_changes(
     model: str,
     outputs: Sequence[Dataset],
 ) -> Dataset:
-    """All that COMPLETED needs; before the end, ``ended`` is "" and ``outputs`` are those that there are.
+    """Create the attributes that COMPLETED requires; they can also be written before the end.
 
     Args:
-        station: Code that names this gateway.
-        codes: Scheduled workitem codes, which were what was performed; "Image Processing" where there are none.
+        station: Code that identifies this gateway.
+        codes: Scheduled workitem codes, written as the performed codes; "Image Processing" if there are none.
         started: Performed Procedure Step Start DateTime.
-        ended: Performed Procedure Step End DateTime.
-        model: Name of the model, "" where it is not known.
+        ended: Performed Procedure Step End DateTime; "" before the end.
+        model: Name of the model; "" if it is unknown.
         outputs: Items of the Output Information Sequence.
     """
     item = Dataset()
@@ -106,7 +108,7 @@ def performed_changes(
 
 
 def cancellation_changes(reason: CancellationReason, moment: str) -> Dataset:
-    """All that CANCELED needs."""
+    """Create the attributes that CANCELED requires."""
     item = Dataset()
     item.ProcedureStepCancellationDateTime = moment
     item.ReasonForCancellation = reason.sentence[:LONG_TEXT]
@@ -117,10 +119,10 @@ def cancellation_changes(reason: CancellationReason, moment: str) -> Dataset:
 
 
 def output_items(files: Mapping[Path, Iterable[Destination]]) -> list[Dataset]:
-    """Items of the Output Information Sequence, one for each series and set of places that hold it.
+    """Create the items of the Output Information Sequence, one for each series and set of destinations.
 
     Args:
-        files: Destinations that have confirmed each DICOM file of the results.
+        files: DICOM files of the results, each with the destinations that have confirmed it.
     """
     found: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], list[Dataset]] = {}
     for file, destinations in files.items():

@@ -1,6 +1,6 @@
-"""Workitems that the gateway has claimed, or may have: a file for each, until the manager has confirmed its end.
+"""Workitems that the gateway has claimed or may have claimed: a file for each, until the manager has confirmed its end.
 
-    worklists/NAME.json    mode 600, since it holds the Transaction UID, which is the key to the workitem
+    worklists/NAME.json    mode 600, because it holds the Transaction UID, which gives control over the workitem
 
 NAME is a keyed hash of the manager's address and the workitem's UID. A file is written before the claim is sent, so
 that a gateway that is killed in between still knows the Transaction UID.
@@ -35,27 +35,27 @@ _LOG = logging.getLogger("semiseg.gateway")
 
 @dataclass
 class Claim:
-    """A workitem that is ours, or may be.
+    """Workitem that this gateway has claimed or may have claimed.
 
     Attributes:
         name: Name of the claim, and of the folder of its inputs among the studies.
         worklist: Name of the worklist.
-        url: Address of the manager when it was claimed.
+        url: Address of the manager when the workitem was claimed.
         uid: SOP Instance UID of the workitem.
         transaction: Transaction UID.
-        step: The configured step, as JSON: what was claimed for one step is not done for another.
-        stage: Stage that the claim is at.
+        step: Configured step, as JSON; the work is not continued for a step that was changed in the configuration.
+        stage: Current stage of the claim.
         since: Unix seconds at which the claim began.
         codes: Scheduled Workitem Code Sequence, as (value, scheme, meaning).
         started: Performed Procedure Step Start DateTime.
         ended: Performed Procedure Step End DateTime, "" before the end.
-        asked: True once a claim may have reached the manager without our hearing of it.
-        progress: Per cent and description that the manager was told last.
-        end: The final state to reach: ``COMPLETED`` or ``CANCELED``; "" before it is known.
-        reason: Code and sentence of a cancellation: value, meaning, sentence.
-        missed: Number of looks in a row at which the manager did not know the workitem.
-        refused: Number of requests in a row that the manager refused.
-        trouble: Sentence that says what is wrong with it; "" where nothing is.
+        asked: True once a request to claim was sent whose response may have been lost.
+        progress: Percentage and description that were last reported to the manager.
+        end: Final state to reach: ``COMPLETED`` or ``CANCELED``; "" before it is known.
+        reason: Reason of a cancellation: code value, code meaning, sentence.
+        missed: Number of consecutive requests for which the manager did not know the workitem.
+        refused: Number of consecutive requests that the manager refused.
+        trouble: Problem of the workitem, as a sentence; "" if there is none.
     """
 
     name: str
@@ -79,30 +79,30 @@ class Claim:
 
 
 class Claims:
-    """The files; to be used from any thread of the one process that holds the state folder."""
+    """Claims and their files; thread-safe, for the one process that owns the state folder."""
 
     def __init__(self, state: Path) -> None:
-        """Read those that a former process left. One that cannot be read stays, and is logged."""
+        """Read the claims of a former process. A file that cannot be read is kept, and logged."""
         self._folder = state / CLAIMS_FOLDER
         self._folder.mkdir(exist_ok=True, mode=0o700)
         self._lock = threading.Lock()
         self._claims = {claim.name: claim for claim in read_claims(state)}
 
     def all(self) -> list[Claim]:
-        """The claims, oldest first."""
+        """Return the claims, oldest first."""
         with self._lock:
             return sorted(self._claims.values(), key=lambda claim: claim.since)
 
     def has(self, name: str) -> bool:
-        """Whether there is a claim of this name."""
+        """Return True if there is a claim with this name."""
         with self._lock:
             return name in self._claims
 
     def write(self, claim: Claim) -> None:
-        """Keep a claim as it is now; it is on the disk when this returns.
+        """Write the present state of a claim; it is on the disk when this returns.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: The file cannot be written.
         """
         with atomic_file(self._folder / f"{claim.name}.json", private=True) as stream:
             stream.write(json.dumps(dataclasses.asdict(claim)).encode())
@@ -110,14 +110,14 @@ class Claims:
             self._claims[claim.name] = claim
 
     def remove(self, claim: Claim) -> None:
-        """Forget a claim, because the workitem has ended or is not ours."""
+        """Delete a claim, because the workitem has ended or belongs to another performer."""
         (self._folder / f"{claim.name}.json").unlink(missing_ok=True)
         with self._lock:
             self._claims.pop(claim.name, None)
 
 
 def read_claims(state: Path) -> list[Claim]:
-    """The claims in a state folder, for commands that look at it while a gateway runs, too."""
+    """Read the claims in a state folder; usable by commands while a gateway runs."""
     found = []
     for file in sorted((state / CLAIMS_FOLDER).glob("*.json")):
         try:
@@ -130,12 +130,12 @@ def read_claims(state: Path) -> list[Claim]:
 
 
 def is_workitem_folder(studies: Path, name: str) -> bool:
-    """Whether a folder among the studies holds inputs of a workitem, so that it is no study that was sent."""
+    """Return True if a folder among the studies holds inputs of a workitem and not a study that was sent."""
     return (studies / name / WORKITEM_MARK).exists()
 
 
 def claim_record(claim: Claim) -> dict[str, Any]:
-    """A claim for people and programs, without UIDs and without anything of a patient."""
+    """Return a claim as a record for the status, without UIDs and patient data."""
     return {
         "workitem": claim.name,
         "worklist": claim.worklist,
@@ -149,7 +149,7 @@ def claim_record(claim: Claim) -> dict[str, Any]:
 
 
 def claim_line(told: Mapping[str, Any]) -> str:
-    """A claim, as it is :func:`claim_record`, as a line of `status`."""
+    """Format a record of :func:`claim_record` as a line of `status`."""
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(told["since"]))
     why = f": {told['why']}" if told["why"] else ""
     end = f" ({told['end']})" if told["end"] else ""

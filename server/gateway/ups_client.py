@@ -1,4 +1,4 @@
-"""UPS-RS (PS3.18 11) as a user agent: search, retrieve, change state and update, with what the answers mean."""
+"""User agent of UPS-RS (PS3.18 11): search, retrieve, change state, update and subscribe."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from server.gateway.ups_config import Worklist
 DICOM_JSON = "application/dicom+json"
 ANSWER_BYTES = 64 * 2**20
 GLOBAL_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5"  # the well-known UID (PS3.4 CC.2.3.1)
-PAGE, MAX_WORKITEMS = 100, 5000  # workitems of one query
-# Without these the search answers with the return keys of PS3.4 table CC.2.5-3 that the manager supports.
+PAGE, MAX_WORKITEMS = 100, 5000  # workitems of one page, and of one query
+# Attributes requested in addition to the return keys of PS3.4 table CC.2.5-3 that the manager supports.
 INCLUDE_FIELDS = (
     "InputInformationSequence",
     "InputReadinessState",
@@ -35,11 +35,11 @@ INCLUDE_FIELDS = (
 Json = dict[str, Any]
 
 
-class ManagerUnavailable(SemisegError):  # noqa: N818 - it passes
-    """The manager, or the way to it, is not well: nothing is known of the workitem.
+class ManagerUnavailable(SemisegError):  # noqa: N818 - temporary
+    """The manager does not work or cannot be reached, so the state of the workitem is unknown.
 
     Attributes:
-        seconds: Time after which the manager asked to be tried again; 0 where it did not.
+        seconds: Delay in seconds that the manager asked for; 0 if it did not.
     """
 
     def __init__(self, sentence: str, seconds: float = 0.0) -> None:
@@ -48,10 +48,10 @@ class ManagerUnavailable(SemisegError):  # noqa: N818 - it passes
 
 
 class WorkitemNotFound(SemisegError):  # noqa: N818 - an answer
-    """The manager says that it has no such workitem.
+    """The manager answers that it has no such workitem.
 
     Attributes:
-        deleted: True for 410, which only a manager that knew the workitem gives; a 404 may be a proxy's.
+        deleted: True for 410, which only a manager that knew the workitem returns; a 404 may come from a proxy.
     """
 
     def __init__(self, *, deleted: bool) -> None:
@@ -60,7 +60,7 @@ class WorkitemNotFound(SemisegError):  # noqa: N818 - an answer
 
 
 class WorkitemConflict(SemisegError):  # noqa: N818 - an answer
-    """The manager refuses a request for the workitem's state or Transaction UID (400, 409), or for its content.
+    """The manager refuses a request because of the workitem's state or Transaction UID (400, 409), or its content.
 
     Attributes:
         status: HTTP status.
@@ -72,29 +72,30 @@ class WorkitemConflict(SemisegError):  # noqa: N818 - an answer
 
 
 class UpsClient:
-    """Requests to one origin server; to be used from one thread at a time.
+    """Client of one origin server; for use by one thread at a time.
 
-    Redirects to another host are not followed. The words of answers (Warning, status reports) are never repeated: they
-    may quote a patient.
+    Redirects to another host are not followed. Texts of responses (Warning, status reports) are not repeated, because
+    they may contain patient data.
     """
 
     def __init__(self, worklist: Worklist, ae_title: str) -> None:
         """Configure the client; no connection is opened.
 
         Args:
-            worklist: Section of the configuration.
-            ae_title: Our AE title, for managers that want it in the address.
+            worklist: Configuration of the worklist.
+            ae_title: AE title of the gateway, for managers that require it in the address.
         """
         self._worklist, self._ae_title = worklist, ae_title
-        self._headers: Mapping[str, str] = {}  # of the last answer
+        self._headers: Mapping[str, str] = {}  # of the last response
 
     def search(self) -> list[Json]:
-        """Workitems that are SCHEDULED and match (11.9), page by page.
+        """Return the SCHEDULED workitems that match (11.9), queried page by page.
 
-        Managers that do not know Input Readiness State as a key refuse the whole query, so it is looked at afterwards.
+        Input Readiness State is not used as a key, because managers that do not support it refuse the whole query; it
+        is checked afterwards.
 
         Raises:
-            ManagerUnavailable: No list came.
+            ManagerUnavailable: The manager did not return a list.
         """
         found: dict[str, Json] = {}
         asked = 0
@@ -118,28 +119,28 @@ class UpsClient:
         return list(found.values())
 
     def retrieve(self, uid: str) -> Json:
-        """A workitem (11.5).
+        """Retrieve a workitem (11.5).
 
         Raises:
-            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: It was not given.
+            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: The manager did not return the workitem.
         """
         status, content = self._request("GET", f"/workitems/{quote(uid, safe='')}")
         self._require(status)
         found = self._datasets(content)
         if len(found) != 1:
-            raise ManagerUnavailable(f"{self._worklist.url} gave {len(found)} workitems for one.")
+            raise ManagerUnavailable(f"{self._worklist.url} returned {len(found)} workitems instead of one.")
         return found[0]
 
     def change_state(self, uid: str, transaction: str, state: str) -> None:
-        """Claim, complete or cancel a workitem (11.7). One that is in the final state already is a success.
+        """Claim, complete or cancel a workitem (11.7). It succeeds if the workitem is already in the final state.
 
         Args:
             uid: SOP Instance UID of the workitem.
             transaction: Transaction UID.
-            state: ``IN PROGRESS``, ``COMPLETED`` or ``CANCELED``.
+            state: New state: ``IN PROGRESS``, ``COMPLETED`` or ``CANCELED``.
 
-        Raises:
-            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: The state was not changed, or no answer says so.
+            Raises:
+                WorkitemNotFound, WorkitemConflict, ManagerUnavailable: The state was not changed, or this is unknown.
         """
         payload = Dataset()
         payload.TransactionUID, payload.ProcedureStepState = transaction, state
@@ -148,12 +149,13 @@ class UpsClient:
         self._require(self._request("PUT", path, content=payload)[0])
 
     def update(self, uid: str, transaction: str, changes: Dataset) -> None:
-        """Set attributes of a workitem that we have claimed (11.6).
+        """Set attributes of a workitem that this gateway has claimed (11.6).
 
-        PS3.18 has the Transaction UID as the query, PS3.4 CC.2.6.2 as an attribute; managers read one or the other.
+        The Transaction UID is sent both as the query (PS3.18) and as an attribute (PS3.4 CC.2.6.2), because managers
+        read one or the other.
 
         Raises:
-            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: Nothing was changed, or no answer says so.
+            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: Nothing was changed, or this is unknown.
         """
         payload = Dataset()
         payload.update(changes)
@@ -165,13 +167,13 @@ class UpsClient:
         """Subscribe to the events of all workitems (11.10), without deletion locks.
 
         Args:
-            usual: Address of the event channel (11.12) where the manager names none, or one on another host.
+            usual: Address of the event channel (11.12) to use if the manager returns none, or one on another host.
 
-        Returns:
-            The address of the event channel.
+            Returns:
+                Address of the event channel.
 
-        Raises:
-            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: There is no subscription.
+            Raises:
+                WorkitemNotFound, WorkitemConflict, ManagerUnavailable: The subscription failed.
         """
         title = quote(self._ae_title, safe="")
         path = f"/workitems/{GLOBAL_SUBSCRIPTION}/subscribers/{title}?deletionlock=false"
@@ -197,10 +199,10 @@ class UpsClient:
         params: list[tuple[str, str | int]] | None = None,
         content: Dataset | None = None,
     ) -> tuple[int, bytes]:
-        """The status and the body of an answer, which has to come as a whole in time.
+        """Send a request, and return the status and the body of the response.
 
         Raises:
-            ManagerUnavailable: It did not, or it is one of these that say when to come again.
+            ManagerUnavailable: The response was not complete in time, or its status asks for a later retry (429, 503).
         """
         worklist = self._worklist
         headers = {"Accept": DICOM_JSON, "Cache-Control": "no-cache"}
@@ -236,7 +238,7 @@ class UpsClient:
             raise ManagerUnavailable(f"{worklist.url} {_why(error)}.") from None
         except InputError as error:
             raise ManagerUnavailable(str(error)) from None
-        except OSError as error:  # of a file with certificates
+        except OSError as error:  # the file with certificates cannot be read
             raise ManagerUnavailable(f"{worklist.authority} cannot be used ({error.strerror or error}).") from None
 
     def _whole(self, answer: requests.Response, deadline: float) -> bytes:
@@ -245,16 +247,16 @@ class UpsClient:
             found += chunk
             if len(found) > ANSWER_BYTES:
                 raise ManagerUnavailable(
-                    f"{self._worklist.url} gave an answer of more than {ANSWER_BYTES // 2**20} MB."
+                    f"{self._worklist.url} sent a response of more than {ANSWER_BYTES // 2**20} MB."
                 )
             if time.monotonic() > deadline:
                 raise ManagerUnavailable(
-                    f"{self._worklist.url} did not end its answer within {self._worklist.answer_seconds:g} s."
+                    f"{self._worklist.url} did not complete its response within {self._worklist.answer_seconds:g} s."
                 )
         return bytes(found)
 
     def _datasets(self, content: bytes) -> list[Json]:
-        """The data sets of a DICOM JSON document (PS3.18 F.2), which some managers give without the array."""
+        """Return the data sets of a DICOM JSON document (PS3.18 F.2), which some managers send without the array."""
         try:
             found = json.loads(content)
         except (ValueError, RecursionError):
@@ -262,14 +264,14 @@ class UpsClient:
         found = [found] if isinstance(found, dict) else found
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
             raise ManagerUnavailable(
-                f"{self._worklist.url} answered with something that is no DICOM JSON; is it the address of a UPS-RS "
-                "service, or does a login page answer there?"
+                f"{self._worklist.url} answered with content that is not DICOM JSON; check that `url` is the "
+                "address of a UPS-RS service, and that it is not a login page"
             )
         return found
 
 
 def is_manager_address(address: str, worklist: Worklist) -> bool:
-    """Whether a WebSocket's address is on the manager's host and port, with the same protection."""
+    """Return True if a WebSocket's address has the manager's host and port, and uses TLS if the manager does."""
     scheme, _, rest = address.partition("://")
     over = {"ws": "http", "wss": "https"}.get(scheme.lower())
     return over is not None and url_origin(f"{over}://{rest}") == url_origin(worklist.url)
@@ -279,7 +281,7 @@ def _why(error: requests.RequestException) -> str:
     if isinstance(error, RedirectRefused):
         return f"answered {error}"
     if isinstance(error, requests.exceptions.SSLError):
-        return "makes no TLS connection that can be trusted; check `authority` and the host name"
+        return "makes no trusted TLS connection; check `authority` and the host name"
     if isinstance(error, requests.Timeout):
         return "did not answer in time"
     if isinstance(error, requests.ConnectionError):
@@ -288,18 +290,18 @@ def _why(error: requests.RequestException) -> str:
 
 
 def sequence_items(dataset: object, keyword: str) -> list[Json]:
-    """The items of a sequence in DICOM JSON; none where there is no such sequence."""
+    """Return the items of a sequence in DICOM JSON; empty if there is no such sequence."""
     return [one for one in _values(dataset, keyword) if isinstance(one, dict)]
 
 
 def text_value(dataset: object, keyword: str) -> str:
-    """The first value of an attribute in DICOM JSON as text, "" where there is none."""
+    """Return the first value of an attribute in DICOM JSON as text; "" if there is none."""
     values = [one for one in _values(dataset, keyword) if isinstance(one, (str, int, float))]
     return str(values[0]).strip() if values else ""
 
 
 def text_values(dataset: object, keyword: str) -> list[str]:
-    """All values of an attribute in DICOM JSON as text."""
+    """Return all values of an attribute in DICOM JSON as text."""
     return [str(one).strip() for one in _values(dataset, keyword) if isinstance(one, (str, int, float))]
 
 

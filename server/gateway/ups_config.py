@@ -1,4 +1,4 @@
-"""The section `worklists` of gateway.yaml: UPS-RS managers, and what is done for which of their workitems."""
+"""Section `worklists` of gateway.yaml: UPS-RS managers, and the processing of their workitems."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LongString = Annotated[str, Field(min_length=1, max_length=64)]  # VR LO
 
 
 class CodedConcept(ConfigSection):
-    """A coded concept (PS3.3 8.8).
+    """Coded concept (PS3.3 8.8).
 
     Attributes:
         value: Code Value.
@@ -28,11 +28,11 @@ class CodedConcept(ConfigSection):
 
 
 class InputArchive(ConfigSection):
-    """An archive from which the inputs of workitems are fetched by WADO-RS.
+    """Archive from which the inputs of workitems are retrieved by WADO-RS.
 
     Attributes:
-        url: DICOMweb root. A Retrieve URL of a workitem is used only if it lies below this address.
-        ae_titles: Retrieve AE Titles (0008,0054) in workitems that stand for this archive.
+        url: DICOMweb root. A Retrieve URL of a workitem is used only if it is below this address.
+        ae_titles: Retrieve AE Titles (0008,0054) in workitems that refer to this archive.
         token: File whose content is sent as bearer token.
     """
 
@@ -42,15 +42,14 @@ class InputArchive(ConfigSection):
 
 
 class WorklistStep(ConfigSection):
-    """Workitems of one kind, and what is done for them. Either `rule`, or `to` with `model` and `forms`.
+    """Workitems of one kind and their processing, given either by `rule`, or by `to` with `model` and `forms`.
 
     Attributes:
-        label: Procedure Step Label (0074,1204) of the workitems, compared without regard to case; any when it is not
-            given.
-        code: Code in the Scheduled Workitem Code Sequence (0040,4018) of the workitems; any when it is not given.
-        rule: Name of the rule by which series among the inputs are chosen.
-        model: Name of the server's model, for all image series among the inputs; None where a server has only one.
-        forms: Output formats.
+        label: Procedure Step Label (0074,1204) of the workitems, compared ignoring case; by default any label matches.
+        code: Code in the Scheduled Workitem Code Sequence (0040,4018) of the workitems; by default any code matches.
+        rule: Name of the rule that selects series among the inputs.
+        model: Name of the server's model, for all image series among the inputs; None if a server has only one.
+        forms: Output formats to request.
         to: Names of destinations.
     """
 
@@ -64,37 +63,37 @@ class WorklistStep(ConfigSection):
     @model_validator(mode="after")
     def _decided(self) -> Self:
         if self.label is None and self.code is None:
-            raise ValueError("name the `label` or the `code` of the workitems")
+            raise ValueError("give the `label` or the `code` of the workitems")
         if (self.rule is None) != bool(self.to):
-            raise ValueError("name a `rule`, or say `to` (and `model`, `forms`); one of the two")
+            raise ValueError("give either a `rule`, or `to` (with `model` and `forms`)")
         if self.rule is not None and self.model is not None:
-            raise ValueError("the rule names the model; write `model` there")
+            raise ValueError("the rule determines the model; set `model` there")
         return self
 
 
 class Worklist(ConfigSection):
-    """A UPS-RS origin server (PS3.18 11) whose workitems are claimed and performed.
+    """UPS-RS origin server (PS3.18 11) whose workitems are claimed and performed.
 
     Attributes:
         name: Name that stands for a sender's AE title in rules and for the worklist in logs.
-        url: Address below which `workitems` lies.
+        url: Base address of the service, below which `workitems` is found.
         token: File whose content is sent as bearer token.
-        headers: Further header fields; for each one a file with its value, such as an API key.
-        authority: File with the certificates against which the manager's is checked; those of the system when it is
-            not given.
-        every_seconds: Time from one query to the next; claimed workitems are looked at as often.
+        headers: Additional header fields; for each one a file with its value, such as an API key.
+        authority: File with the certificates of the authorities that the manager's certificate is verified against; by
+            default those of the system.
+        every_seconds: Time between two queries, and between two checks of a claimed workitem.
         connect_seconds: Time-out of a connection.
-        answer_seconds: Time-out of a whole answer.
-        matching: Further attributes that a workitem has to match, such as WorklistLabel.
-        station: Code that names this gateway: written as the performed station. A workitem that is scheduled for
-            stations is claimed only if it names this one.
-        requester: True: the gateway's AE title follows `state` in the address, as dcm4chee-arc wants it.
-        events: True: the gateway subscribes to the manager's events (WebSocket), so that it hears of requests to cancel
-            and of new workitems at once.
+        answer_seconds: Time-out of a complete response.
+        matching: Additional attributes that a workitem has to match, such as WorklistLabel.
+        station: Code that identifies this gateway, written as the performed station. A workitem that is scheduled for
+            stations is claimed only if this code is among them.
+        requester: If True, the gateway's AE title is appended to `state` in the address, as dcm4chee-arc requires.
+        events: If True, the gateway subscribes to the manager's events (WebSocket), so that it is notified of requests
+            to cancel and of new workitems at once.
         parallel: Number of workitems that are claimed at the same time; others are left to other performers.
-        fetch_hours: Time after which a workitem whose inputs cannot be fetched is canceled.
-        inputs: Archives from which inputs may be fetched, beside those of `polls`.
-        steps: Kinds of workitems that are claimed, and the work that is done for each.
+        fetch_hours: Time after which a workitem whose inputs cannot be retrieved is canceled.
+        inputs: Archives from which inputs may be retrieved, in addition to those of `polls`.
+        steps: Kinds of workitems to claim, with their processing.
     """
 
     name: AETitle = "WORKLIST"
@@ -122,20 +121,23 @@ def worklists_error(
     *,
     archives: bool,
 ) -> str:
-    """What is wrong with worklists in relation to the rest of the file; "" where nothing is.
+    """Validate worklists against the rest of the file.
 
     Args:
-        worklists: The section.
+        worklists: Section of the file.
         rules: Names of the rules.
-        destinations: Output formats that each destination takes; none for all.
-        archives: True if there are `polls`, whose archives give inputs, too.
+        destinations: Output formats that each destination accepts; empty if it accepts all.
+        archives: True if there are `polls`, whose archives can provide inputs, too.
+
+    Returns:
+        Error message; "" if the worklists are valid.
     """
     names = [one.name for one in worklists]
     if twice := {name for name in names if names.count(name) > 1}:
         return f"two worklists are called {sorted(twice)[0]}; give each a `name` of its own"
     for one in worklists:
         if not one.inputs and not archives:
-            return f"worklist {one.name}: name the archives of its inputs in `inputs`"
+            return f"worklist {one.name}: list the archives of its inputs in `inputs`"
         for step in one.steps:
             if step.rule is not None and step.rule not in rules:
                 return f"worklist {one.name}: there is no rule {step.rule}, only {', '.join(rules)}"
@@ -143,5 +145,5 @@ def worklists_error(
                 if name not in destinations:
                     return f"worklist {one.name}: there is no destination {name}, only {', '.join(destinations)}"
                 if destinations[name] and not set(destinations[name]) & set(step.forms):
-                    return f"worklist {one.name}: destination {name} takes none of the forms of a step"
+                    return f"worklist {one.name}: destination {name} accepts none of the `forms` of a step"
     return ""

@@ -1,7 +1,8 @@
-"""Events of a worklist over WebSocket (PS3.18 11.10, 11.12, 11.13): requests to cancel, and new workitems at once.
+"""Events of a worklist over WebSocket (PS3.18 11.10, 11.12, 11.13): requests to cancel, and new workitems.
 
-Without them a performer sees only what the manager writes into a workitem. The events tell nothing that is relied upon:
-what they name is looked at the next moment, and what was missed while the connection was down is found by polling.
+Without events, a performer sees a change only when it polls the manager. The content of events is not relied upon: the
+workitems that they name are read from the manager, and events missed while the connection was down are found by
+polling.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from server.gateway.ups_client import ManagerUnavailable, UpsClient, WorkitemCon
 from server.gateway.ups_config import Worklist
 
 STATE_REPORT, CANCEL_REQUESTED = 1, 2  # Event Type IDs (PS3.4 table CC.2.4-1)
-# Affected SOP Instance UID and Event Type ID (0000,1002); the example of earlier editions has (0000,1001).
+# Affected SOP Instance UID and Event Type ID (0000,1002); the example in earlier editions has (0000,1001).
 _AFFECTED, _TYPES = "00001000", ("00001002", "00001001")
-SILENCE = 60.0  # seconds, after which a ping asks whether the connection still lives
-LARGEST = 2**20  # bytes of a message
+SILENCE = 60.0  # seconds without a message after which a ping checks the connection
+LARGEST = 2**20  # maximum size of a message in bytes
 _LOG = logging.getLogger("semiseg.gateway")
 
 
@@ -42,14 +43,15 @@ class EventListener:
         on_event: Callable[[int, str], None],
         on_connection: Callable[[bool], None],
     ) -> None:
-        """Begin.
+        """Start the thread that listens.
 
         Args:
-            worklist: The worklist.
-            ae_title: Our AE title, which names the subscriber.
+            worklist: Configuration of the worklist.
+            ae_title: AE title of the gateway, which names the subscriber.
             retry: Delays after failures.
-            on_event: Function that is told the Event Type ID and the UID of the workitem of each event.
-            on_connection: Function that is told True when the connection stands, and False when it does not.
+            on_event: Function that is called with the Event Type ID and the UID of the workitem of each event.
+            on_connection: Function that is called with True when the connection is established, and with False when it
+                is lost.
         """
         self._worklist, self._ae_title, self._retry, self._on_event = worklist, ae_title, retry, on_event
         self._on_connection = on_connection
@@ -60,11 +62,11 @@ class EventListener:
         self._thread.start()
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._stop.set()
         connection = self._connection
         if connection is not None:
-            connection.abort()  # wakes the thread that waits for a message
+            connection.abort()  # wakes the thread, which waits for a message
 
     def _run(self) -> None:
         tries = 0
@@ -74,9 +76,11 @@ class EventListener:
                 self._listen(where)
                 tries = 0
             except (ManagerUnavailable, WorkitemNotFound, WorkitemConflict, InputError) as error:
-                _LOG.warning("The worklist %s tells no events: %s", self._worklist.name, error)
-            except Exception as error:  # noqa: BLE001 - the library and the manager raise many kinds; polling goes on
-                _LOG.warning("The events of the worklist %s broke off (%s)", self._worklist.name, type(error).__name__)
+                _LOG.warning("The events of the worklist %s are not available: %s", self._worklist.name, error)
+            except Exception as error:  # noqa: BLE001 - many kinds are raised; polling continues
+                _LOG.warning(
+                    "The event connection of the worklist %s was lost (%s)", self._worklist.name, type(error).__name__
+                )
             self._on_connection(False)
             tries += 1
             self._stop.wait(retry_delay(tries, self._retry))

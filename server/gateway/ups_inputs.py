@@ -1,7 +1,7 @@
-"""The inputs of a claimed workitem: fetched whole or not at all, and an order for each series that its rule takes.
+"""Inputs of a claimed workitem: retrieved completely or not at all, with a `segment` job for each series that matches.
 
-They lie in a folder of their own among the studies, named after the claim. Nothing else looks at them: neither the
-rules for studies that are sent, nor storage commitment. Retention and `purge` treat the folder as a study.
+They are stored in a folder of their own among the studies, named after the claim. The rules for studies that are sent
+are not applied to them, and storage commitment ignores them. Retention and `purge` treat the folder as a study.
 
     studies/CLAIM/workitem           an empty file: the folder holds inputs of a workitem
     studies/CLAIM/in-INSTANCE.dcm    INSTANCE is a keyed hash of the UID
@@ -43,15 +43,15 @@ _PREFIX = "in-"
 
 
 class WorkitemInputs:
-    """The work of the jobs of the kind `workitem`."""
+    """Handles the jobs of the kind `workitem`."""
 
     def __init__(self, context: GatewayContext) -> None:
-        """Configure it; nothing is fetched."""
+        """Configure the handler; nothing is retrieved."""
         self._context = context
         self._config, self._instance_store, self._audit = context.config, context.instance_store, context.audit
 
     def run(self, task: RunningJob) -> dict[str, Any]:
-        """Fetch the inputs and put an order for each series into the queue."""
+        """Retrieve the inputs, and add a `segment` job for each series that matches to the queue."""
         told = task.job.payload
         worklist = next((one for one in self._config.worklists if one.name == told["worklist"]), None)
         if worklist is None or step_index(worklist, told["step"]) is None:
@@ -82,14 +82,17 @@ class WorkitemInputs:
         self._audit.record("inputs fetched", workitem=told["study"], job=task.job.id, instances=count)
 
     def _fetch_one(self, poll: PolledArchive, one: WorkitemInput, folder: Path, cancelled: Callable[[], bool]) -> int:
-        """Keep what an input names; the number of instances.
+        """Retrieve and store the instances of one input.
+
+        Returns:
+            Number of instances.
 
         Raises:
-            FetchError: The archive does not give all of it, or there is no room for it.
+            FetchError: The archive does not return all instances, or the disk is full.
         """
         wanted = frozenset(one.instances)
         with fetch_errors(poll.url, "inputs"):
-            # A workitem that lists its instances says what is whole; otherwise the archive does.
+            # The expected instances are those that the workitem lists, or otherwise those that the archive reports.
             announced = (
                 ExpectedInstances(None, {}, wanted)
                 if wanted
@@ -99,7 +102,7 @@ class WorkitemInputs:
                 found = [(file, *identify_part(self._instance_store, file, one.study, poll)) for file in files]
                 found = [row for row in found if not wanted or row[1].instance in wanted]
                 if missing := announced.missing({identity.instance: identity.series for _, identity, _ in found}):
-                    raise FetchError(f"{poll.url} gave part of the inputs: {missing}")
+                    raise FetchError(f"{poll.url} returned only part of the inputs: {missing}")
                 for file, identity, wrong in found:
                     if wrong:
                         raise FetchError(f"An input from {poll.url} was refused: {wrong}")
@@ -124,14 +127,14 @@ class WorkitemInputs:
         put = []
         for order in route_series(decisions, self._config.model_copy(update={"rules": (rule,)})):
             payload = order.payload(name, self._context.series_name(order.series))
-            # A workitem that is scheduled once more under its UID is performed once more.
+            # A workitem that is scheduled again under the same UID is performed again.
             key = f"{order.key(name)} {task.job.payload['transaction']}"
             put.append(self._context.queue.put(SEGMENT, payload, key=key, owner=name).id)
         told, quiet = decision_records(decisions, self._context.series_name)
         self._audit.record("decided", workitem=name, instances=len(objects), decisions=quiet, jobs=put)
         if not put:
             raise JobFailed(
-                f"None of the {len(decisions)} series among the inputs fits the rule {rule.name}.",
+                f"None of the {len(decisions)} series among the inputs matches the rule {rule.name}.",
                 code=BAD_TYPE,
                 decisions=told,
             )
@@ -139,9 +142,10 @@ class WorkitemInputs:
         return {"instances": len(objects), "decisions": told, "jobs": put}
 
     def _rule(self, task: RunningJob, worklist: Worklist, number: int) -> RoutingRule:
-        """The step's rule with the destinations that the workitem asks for, as far as the configuration has them.
+        """Return the step's rule with the requested destinations of the workitem that are configured.
 
-        The step's own stay beside them where it asks for another place, too (PS3.3 table C.30.2-1 allows a default).
+        The destinations of the step are added if the workitem also requests one that is not configured (PS3.3 table
+        C.30.2-1 allows a default).
         """
         rule, told = rule_for_step(self._config, worklist, number), task.job.payload
         asked = [name for name in told.get("outputs", ()) if name in self._config.destinations]
@@ -154,8 +158,8 @@ class WorkitemInputs:
         told, retry = task.job.payload, self._config.retry
         tries, waited = told.get("tries", 0) + 1, told.get("waited", 0.0)
         if waited >= worklist.fetch_hours * 3600:
-            return JobFailed(f"The inputs could not be fetched in {tries} tries. {sentence}", code=INCOMPLETE)
-        # The last try is made when the time is over, and not before.
+            return JobFailed(f"The inputs could not be retrieved in {tries} attempts. {sentence}", code=INCOMPLETE)
+        # The last attempt is made when the time has elapsed, and not before.
         delay = min(retry_delay(tries, retry), max(1.0, worklist.fetch_hours * 3600 - waited))
         fields = {"workitem": told["study"], "job": task.job.id, "kind": task.job.queue, "tries": tries}
         self._audit.record("failed", **fields, why=sentence, again_in=round(delay, 1))
@@ -164,12 +168,12 @@ class WorkitemInputs:
 
 
 def step_index(worklist: Worklist, written: str) -> int | None:
-    """Index of a step that was written as JSON; None where the configuration does not have it any more."""
+    """Return the index of a step that is given as JSON; None if the configuration does not have it any more."""
     return next((number for number, step in enumerate(worklist.steps) if step.model_dump_json() == written), None)
 
 
 def rule_for_step(config: GatewayConfig, worklist: Worklist, number: int) -> RoutingRule:
-    """The rule of a step: the one that it names, or one that takes every image series among the inputs."""
+    """Return the rule of a step: the one that it names, or one that matches every image series among the inputs."""
     step = worklist.steps[number]
     if step.rule is not None:
         return next(rule for rule in config.rules if rule.name == step.rule)

@@ -1,12 +1,12 @@
-"""One claimed workitem from its claim to its end.
+"""Lifecycle of a claimed workitem.
 
-    claiming     IN PROGRESS was asked for with our Transaction UID; ours, or somebody else was faster
-    performing   the queue works: `workitem` (inputs), `segment`, `deliver`; the manager is told of the progress
-    stopping     it is to be canceled; what the queue still does of it is being stopped
-    ending       the final state and what it needs are told to the manager until it confirms them
+    claiming     IN PROGRESS was requested with our Transaction UID; another performer may have been faster
+    performing   jobs in the queue: `workitem` (inputs), `segment`, `deliver`; progress is reported to the manager
+    stopping     the workitem is to be canceled; its remaining jobs are being stopped
+    ending       the final state and its attributes are sent to the manager until it confirms them
 
-The queue does the work and keeps it; here the queue is compared with the manager, and news is carried from one to the
-other. Each stage is on the disk (`ups_claims`) before it is acted on, so a gateway that was killed goes on with it.
+The jobs in the queue do the work; this module compares the state of the jobs with the manager's, and passes on changes
+in both directions. Each stage is on disk (`ups_claims`) before it is acted on, so a gateway that was killed continues.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from server.gateway.ups_config import Worklist
 from server.gateway.ups_progress import WorkitemProgress, delivered_results, workitem_progress
 from server.gateway.ups_workitem import UnusableInputs, Workitem
 
-# Looks in a row after which the manager is believed: one answer may be a proxy's, or of a manager that is starting.
+# Consecutive responses after which the manager is believed: one may come from a proxy or from a manager that starts.
 MAX_MISSES, MAX_REFUSALS = 3, 2
 
 
@@ -43,9 +43,9 @@ class ClaimLifecycle:
     """Moves claims of one worklist from stage to stage; used by the thread of the worklist.
 
     Attributes:
-        due: Monotonic time of the next question to the manager about a claim, by its name.
-        cancel_asked: Names of claims that the manager asked to cancel by an event.
-        ends: Number of workitems by how they ended.
+        due: Monotonic time of the next request to the manager about a claim, by its name.
+        cancel_asked: Names of claims for which an event asked to cancel.
+        ends: Number of workitems for each kind of end.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class ClaimLifecycle:
         archives: Sequence[tuple[PolledArchive, Sequence[str]]],
         lost: Callable[[str], None],
     ) -> None:
-        """Configure it.
+        """Configure the lifecycle.
 
         Args:
-            context: The gateway's parts.
-            worklist: The worklist.
+            context: Shared objects of the gateway.
+            worklist: Configuration of the worklist.
             client: Client of the manager.
             claims: Claimed workitems of all worklists.
-            backoff: Delay of questions to a manager that is not well.
-            archives: Archives that inputs may come from, each with the AE titles that stand for it.
-            lost: Function that is told the name of each workitem that somebody else was faster with.
+            backoff: Delay of requests to a manager that fails.
+            archives: Archives of inputs, each with the AE titles that stand for it.
+            lost: Function that is called with the name of each workitem that another performer claimed first.
         """
         self._config, self._queue, self._audit, self._wake = context.config, context.queue, context.audit, context.wake
         self._worklist, self._client, self._claims, self._backoff = worklist, client, claims, backoff
@@ -79,27 +79,27 @@ class ClaimLifecycle:
         self.ends: Counter[str] = Counter()
 
     def record_answer(self) -> None:
-        """The manager answered as it should."""
+        """Record that the manager works."""
         if self._backoff.record_success():
             self._audit.record("worklist answers again", worklist=self._worklist.name)
 
     def delete_former_jobs(self, name: str) -> None:
-        """Forget the jobs of a workitem that was here before and is scheduled once more: it is performed anew."""
+        """Delete the jobs of an earlier performance of a workitem that was scheduled again."""
         for job in self._queue.jobs(owner=name):
             if job.ended:
                 self._queue.delete(job.id)
 
     def claim(self, claim: Claim) -> None:
-        """Ask for a workitem; nothing is left of it here if somebody else has it."""
+        """Claim a workitem; the claim is deleted if another performer has it."""
         again, claim.asked = claim.asked, True
-        self._claims.write(claim)  # before the request: its answer may never be seen
+        self._claims.write(claim)  # before the request, because its response may be lost
         try:
             self._client.change_state(claim.uid, claim.transaction, "IN PROGRESS")
         except WorkitemNotFound:
             self._leave(claim)
             return
         except WorkitemConflict:
-            # Of a request whose answer was not seen, nobody knows who was faster. Only the owner may set attributes.
+            # If the response to an earlier request was lost, the claim may be ours; only the owner can set attributes.
             if not again or not self._is_ours(claim):
                 self._leave(claim)
                 return
@@ -114,17 +114,17 @@ class ClaimLifecycle:
         return True
 
     def _leave(self, claim: Claim) -> None:
-        """Somebody else has it: nothing is said of it, since this is how performers share a worklist."""
+        """Give up a workitem that another performer has; no warning, because performers share a worklist like this."""
         self.record_answer()
         self.ends["somebody else was faster"] += 1
         self._lost(claim.name)
         if self._queue.jobs("waiting", "running", owner=claim.name):
-            self._drop(claim, "the manager gave it to somebody else")
+            self._drop(claim, "the manager gave it to another performer")
         else:
             self._close(claim)
 
     def _take(self, claim: Claim) -> None:
-        """The workitem is ours: read it, and have its inputs fetched."""
+        """Read a workitem that was claimed, and add the job that retrieves its inputs."""
         item = Workitem.from_json(self._client.retrieve(claim.uid))
         claim.codes = [list(code) for code in item.codes]
         claim.started = claim.started or current_datetime()
@@ -150,7 +150,7 @@ class ClaimLifecycle:
         begun = performed_changes(self._worklist.station, claim.codes, claim.started, "", "", [])
         with contextlib.suppress(
             WorkitemConflict
-        ):  # a manager that wants less of it; whether we own it shows with the progress
+        ):  # some managers refuse these attributes; the ownership is checked with the progress
             self._client.update(claim.uid, claim.transaction, begun)
         self._queue.put(WORKITEM, payload, key=f"{claim.name} {claim.transaction}", owner=claim.name)
         claim.stage = "performing"
@@ -160,10 +160,10 @@ class ClaimLifecycle:
     # Performing
 
     def advance(self, claim: Claim) -> None:
-        """Do what is next for a claim.
+        """Take the next step for a claim.
 
         Raises:
-            ManagerUnavailable: The manager is not well; the claim stays as it is.
+            ManagerUnavailable: The manager does not work; the claim stays as it is.
         """
         if time.monotonic() < self._paused.get(claim.name, 0.0):
             return
@@ -181,7 +181,7 @@ class ClaimLifecycle:
             self._tell_end(claim)
 
     def pause(self, claim: Claim, sentence: str) -> None:
-        """A claim could not be moved on in a way that nobody foresaw; it is left alone for a while, and shown."""
+        """Pause a claim for a while after an unexpected error, and show the error."""
         claim.trouble = sentence
         self._paused[claim.name] = time.monotonic() + self._worklist.every_seconds
 
@@ -199,7 +199,7 @@ class ClaimLifecycle:
             self._compare(claim, standing)
 
     def _compare(self, claim: Claim, standing: WorkitemProgress) -> None:
-        """Look what the manager says of a workitem in progress, and tell it how far we are."""
+        """Compare a workitem in progress with the manager's state, and report the progress."""
         try:
             item = Workitem.from_json(self._client.retrieve(claim.uid))
         except WorkitemNotFound as error:
@@ -211,7 +211,7 @@ class ClaimLifecycle:
             self._drop(claim, f"the manager says that it is {item.state}")
         elif item.state == "SCHEDULED":
             self._audit.record("workitem claim forgotten", workitem=claim.name, worklist=claim.worklist)
-            claim.stage = "claiming"  # a manager that was set back: we claim it again, and go on with the work
+            claim.stage = "claiming"  # the manager was reset: the workitem is claimed again, and the work continues
             self._claims.write(claim)
         elif item.is_cancel_requested():
             self._cancel(claim)
@@ -223,7 +223,7 @@ class ClaimLifecycle:
         self._finish(claim, "CANCELED", CancellationReason(*UNSPECIFIED, "It was canceled at the manager's request."))
 
     def _tell_progress(self, claim: Claim, standing: WorkitemProgress) -> None:
-        """Told at each look, also when nothing is new: only the owner may, so it shows whether we still are."""
+        """Report the progress, also without news, because a refusal shows that the workitem is not ours any more."""
         try:
             self._client.update(claim.uid, claim.transaction, progress_changes(standing.percent, standing.words))
         except WorkitemNotFound as error:
@@ -244,10 +244,10 @@ class ClaimLifecycle:
         self._claims.write(claim)
 
     def _refused(self, claim: Claim) -> None:
-        """The manager does not let us write. Once may be a moment between two states."""
+        """Handle a refused update; a single refusal may be caused by a change of state."""
         claim.refused += 1
         if claim.refused >= MAX_REFUSALS:
-            self._drop(claim, "the manager refuses our Transaction UID: somebody else has it")
+            self._drop(claim, "the manager refuses our Transaction UID: another performer has it")
         else:
             self._claims.write(claim)
 
@@ -263,7 +263,7 @@ class ClaimLifecycle:
         self._claims.write(claim)
 
     def _stopped(self, claim: Claim) -> bool:
-        """Stop what the queue still does of a workitem; whether there is nothing left."""
+        """Stop the remaining jobs of a workitem; return True if none is left."""
         left = self._queue.jobs("waiting", "running", owner=claim.name)
         for job in left:
             self._queue.stop(job.id)
@@ -294,10 +294,10 @@ class ClaimLifecycle:
             self._ended(claim)
 
     def _understand(self, claim: Claim, error: WorkitemConflict, ours: bool) -> None:
-        """Why the manager refuses the end of a workitem, whose attributes it let us set if it is surely ``ours``."""
+        """Find out why the manager refuses the end of a workitem; ``ours`` is True if it accepted the attributes."""
         self.due[claim.name] = time.monotonic() + retry_delay(claim.refused + 1, self._config.retry)
         state = Workitem.from_json(self._client.retrieve(claim.uid)).state
-        if state == claim.end:  # an earlier request did it, whose answer was not seen
+        if state == claim.end:  # an earlier request succeeded whose response was lost
             self._ended(claim)
         elif state in ("CANCELED", "COMPLETED"):
             self._drop(claim, f"the manager says that it is {state}")
@@ -306,10 +306,10 @@ class ClaimLifecycle:
             self._client.change_state(claim.uid, claim.transaction, "IN PROGRESS")
             self.due.pop(claim.name, None)
         elif ours or self._is_ours(claim):
-            # Nobody else will end it, so it is tried for ever, and stays in the status.
+            # No other performer will end it, so it is retried without limit, and stays in the status.
             claim.refused += 1
-            what = f"the state {claim.end}" if ours else f"what {claim.end} needs"
-            claim.trouble = f"The manager refuses {what} with HTTP {error.status}; its log says why."
+            what = f"the state {claim.end}" if ours else f"the attributes of {claim.end}"
+            claim.trouble = f"The manager refuses {what} with HTTP {error.status}; its log gives the reason."
             self._claims.write(claim)
         else:
             self._refused(claim)
@@ -322,7 +322,7 @@ class ClaimLifecycle:
         self._close(claim)
 
     def _drop(self, claim: Claim, why: str) -> None:
-        """The workitem is not ours any more: its jobs are stopped, and the manager is told nothing more."""
+        """Give up a workitem that is not ours any more: stop its jobs, and send nothing more to the manager."""
         self._stopped(claim)
         self._audit.record("workitem lost", workitem=claim.name, worklist=claim.worklist, why=why)
         self.ends["lost"] += 1

@@ -1,4 +1,4 @@
-"""A performer of one worklist (IHE AI Workflow for Imaging): finds workitems, claims them, and sees each to its end."""
+"""Performer of one worklist (IHE AI Workflow for Imaging): finds workitems, claims them, and completes each one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from server.gateway.ups_lifecycle import ClaimLifecycle
 from server.gateway.ups_selection import WorkitemSelector
 from server.gateway.ups_workitem import input_archives
 
-POLL_INTERVAL = 0.5  # seconds between two looks at the queue
+POLL_INTERVAL = 0.5  # seconds between two checks of the queue
 
 _LOG = logging.getLogger("semiseg.gateway")
 
@@ -32,7 +32,7 @@ class WorklistPerformer:
     """Performs the workitems of one worklist, in a thread of its own."""
 
     def __init__(self, context: GatewayContext, worklist: Worklist, claims: Claims) -> None:
-        """Begin to ask the manager of ``worklist``; ``claims`` are those of all worklists."""
+        """Start the thread that polls the manager of ``worklist``; ``claims`` are those of all worklists."""
         config = context.config
         self._worklist, self._claims = worklist, claims
         self._client = UpsClient(worklist, config.ae_title)
@@ -54,18 +54,18 @@ class WorklistPerformer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Do nothing more, after the question that is being asked."""
+        """Stop after the request that is in progress."""
         self._stop.set()
         if self._events is not None:
             self._events.stop()
 
     def close(self, seconds: float) -> None:
-        """Do nothing more, and wait for so many seconds at most."""
+        """Stop, and wait for at most ``seconds`` until the thread has ended."""
         self._stop.set()
         self._thread.join(seconds)
 
     def status(self) -> dict[str, Any]:
-        """What there is to see of the worklist, without anything of a patient."""
+        """Return the status of the worklist, without patient data."""
         passed = dict(self._selector.passed_over)
         mine = [claim for claim in self._claims.all() if claim.worklist == self._worklist.name]
         return {
@@ -81,10 +81,10 @@ class WorklistPerformer:
     def _connected(self, stands: bool) -> None:
         self._listening = stands
         if stands:
-            self._next_search = 0.0  # for what came while nobody listened
+            self._next_search = 0.0  # finds workitems whose events were missed
 
     def _heard(self, kind: int, uid: str) -> None:
-        """An event; it is acted on at the next look, in the thread of the worklist."""
+        """Record an event; the thread of the worklist handles it at its next check."""
         name = self._selector.name_of(uid)
         if kind == CANCEL_REQUESTED and self._claims.has(name):
             self._lifecycle.cancel_asked.add(name)
@@ -96,7 +96,7 @@ class WorklistPerformer:
         while not self._stop.is_set():
             try:
                 self._look()
-            except Exception as error:  # noqa: BLE001 - a thread that ends would never be missed
+            except Exception as error:  # noqa: BLE001 - nothing would notice that the thread has ended
                 told = str(error) if isinstance(error, SemisegError) else f"{type(error).__name__} in a worklist."
                 _LOG.error("%s", told, exc_info=not isinstance(error, SemisegError))
             self._stop.wait(POLL_INTERVAL)
@@ -108,22 +108,22 @@ class WorklistPerformer:
             with self._asking(claim):
                 self._lifecycle.advance(claim)
         if self._backoff.ready() and time.monotonic() >= self._next_search and not self._stop.is_set():
-            # Before it, so that an event that comes meanwhile has it done once more.
+            # Set before the search, so that an event that arrives during the search triggers another one.
             self._next_search = time.monotonic() + self._worklist.every_seconds * random.uniform(0.9, 1.1)
             with self._asking():
                 self._search()
 
     @contextlib.contextmanager
     def _asking(self, claim: Claim | None = None) -> Iterator[None]:
-        """Whatever the manager is asked; while it is not well it is asked less and less often."""
+        """Handle failures of requests to the manager, which is contacted less and less often while it fails."""
         try:
             yield
         except ManagerUnavailable as error:
             delay = self._backoff.record_failure(str(error), error.seconds)
             _LOG.warning("The worklist %s waits for %.1f s: %s", self._worklist.name, delay, error)
         except Exception as error:  # noqa: BLE001 - one workitem must not stop the others
-            told = str(error) if isinstance(error, SemisegError) else f"{type(error).__name__}; the log says where."
-            told = f"It failed in an unforeseen way: {told}"
+            told = str(error) if isinstance(error, SemisegError) else f"{type(error).__name__}; see the log."
+            told = f"An unexpected error occurred: {told}"
             if claim is None:
                 self._backoff.record_failure(told)
             else:

@@ -1,4 +1,4 @@
-"""How far the queue is with a workitem, what it ends with, and what was delivered."""
+"""Progress of a workitem's jobs in the queue, its final state, and its delivered results."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from server.gateway.ups_attributes import (
 )
 from server.jobs.queue import Queue, QueuedJob
 
-_GIVEN_UP = "Given up"  # how the sentences of jobs begin that others did not let be done for too long
+_GIVEN_UP = "Given up"  # beginning of the error of a job that exceeded its retries (retry_scheduler)
 _OPERATOR = CancellationReason(*UNSPECIFIED, "An operator of the gateway stopped it.")
-_SHARE = {WORKITEM: (5, 15), SEGMENT: (20, 60), DELIVER: (80, 19)}  # per cent before, and of all its jobs together
+# Percentage at the beginning of each stage, and the share of all its jobs together.
+_SHARE = {WORKITEM: (5, 15), SEGMENT: (20, 60), DELIVER: (80, 19)}
 
 
 @dataclass(frozen=True)
 class WorkitemProgress:
-    """How far the queue is with a workitem.
+    """Progress of a workitem's jobs.
 
     Attributes:
         percent: Progress, 0-100.
-        words: Description of the work that is being done.
-        trouble: Reason why it does not go on at present, without anything of a patient; "" where it does.
-        end: ``COMPLETED`` or ``CANCELED`` when nothing more is done; "" before.
-        reason: Reason why it is canceled; None where it is not.
+        words: Description of the current work.
+        trouble: Reason why the work is delayed, without patient data; "" if it is not.
+        end: ``COMPLETED`` or ``CANCELED`` if no work is left; "" before.
+        reason: Reason of the cancellation; None if it is not canceled.
     """
 
     percent: int
@@ -45,10 +46,10 @@ class WorkitemProgress:
 
 
 def workitem_progress(queue: Queue, name: str, key: str) -> WorkitemProgress:
-    """How far the queue is with a workitem.
+    """Determine the progress of a workitem from its jobs.
 
     Args:
-        queue: The queue.
+        queue: Queue of the gateway.
         name: Name of the claim, which owns the jobs.
         key: Key of the job that fetches the inputs.
     """
@@ -82,11 +83,11 @@ def workitem_progress(queue: Queue, name: str, key: str) -> WorkitemProgress:
 
 @dataclass
 class DeliveredResults:
-    """What there is of a workitem's results.
+    """Delivered results of a workitem.
 
     Attributes:
         items: Items of the Output Information Sequence.
-        model: Name of the model that made them.
+        model: Name of the model that made the results.
     """
 
     items: list[Dataset] = field(default_factory=list)
@@ -94,7 +95,7 @@ class DeliveredResults:
 
 
 def delivered_results(queue: Queue, name: str, config: GatewayConfig) -> DeliveredResults:
-    """What was delivered for a workitem, and where."""
+    """Collect the results that were delivered for a workitem, with their destinations."""
     files: dict[Path, list[Destination]] = {}
     model = ""
     for job in queue.jobs(owner=name):
@@ -111,7 +112,7 @@ def delivered_results(queue: Queue, name: str, config: GatewayConfig) -> Deliver
 
 
 def _those(job: QueuedJob, known: dict[str, QueuedJob]) -> list[QueuedJob] | None:
-    """The jobs that a job has put in; None where one of them was deleted."""
+    """Return the jobs that a job has created; None if one of them was deleted."""
     found = [known.get(one) for one in job.result.get("jobs", ())]
     return None if None in found else [one for one in found if one is not None]
 
@@ -119,7 +120,7 @@ def _those(job: QueuedJob, known: dict[str, QueuedJob]) -> list[QueuedJob] | Non
 def _unfinished(first: QueuedJob) -> WorkitemProgress:
     if first.state == "failed":
         value, meaning = first.result.get("code") or EQUIPMENT
-        sentence = str(first.result.get("error", "The inputs could not be worked on."))
+        sentence = str(first.result.get("error", "The inputs could not be processed."))
         return WorkitemProgress(0, "", end="CANCELED", reason=CancellationReason(value, meaning, sentence))
     if first.state == "cancelled":
         return WorkitemProgress(0, "", end="CANCELED", reason=_OPERATOR)
@@ -127,18 +128,18 @@ def _unfinished(first: QueuedJob) -> WorkitemProgress:
 
 
 def _reason(bad: QueuedJob) -> CancellationReason:
-    """Why a workitem is canceled. The sentence of a server may quote a Series Description, so it is not repeated."""
+    """Return the reason of a cancellation, without the server's message, which may quote a Series Description."""
     error = str(bad.result.get("error", ""))
     if bad.state == "cancelled":
         return _OPERATOR
     if bad.queue == DELIVER:
         return CancellationReason(*EQUIPMENT, f"The results could not be delivered to {bad.payload['to']}.")
     if error.startswith(_GIVEN_UP):
-        return CancellationReason(*EQUIPMENT, "No segmentation server could do it in time.")
+        return CancellationReason(*EQUIPMENT, "No segmentation server was available in time.")
     if "not here any more" in error:
         return CancellationReason(*INCOMPLETE, "The inputs were deleted before they were segmented.")
     return CancellationReason(
-        *BAD_FORMAT, "The segmentation server refused the scan; the gateway's operator can read why."
+        *BAD_FORMAT, "The segmentation server refused the scan; the gateway's status gives the reason."
     )
 
 
@@ -159,12 +160,12 @@ def _trouble(jobs: list[QueuedJob]) -> str:
     for job in jobs:
         if job.payload.get("tries"):
             what = f"delivered to {job.payload['to']}" if job.queue == DELIVER else "segmented"
-            return f"It could not be {what} yet, and is tried again (job {job.id})."
+            return f"It could not be {what} yet; job {job.id} is retried."
     return ""
 
 
 def _model(job: QueuedJob) -> str:
-    """The name of the model, as the server told it."""
+    """Return the name of the model, as reported by the server."""
     told: Any = job.result.get("model")
     if isinstance(told, dict):
         told = told.get("name", "")

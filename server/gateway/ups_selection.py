@@ -1,4 +1,4 @@
-"""Which of the scheduled workitems are claimed, in which order, and why others are left alone."""
+"""Selection of the scheduled workitems to claim, their order, and the reasons why others are not claimed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from server.gateway.ups_client import Json, sequence_items
 from server.gateway.ups_config import Worklist
 from server.gateway.ups_workitem import UnusableInputs, Workitem
 
-LOST_SECONDS = 60.0  # for which a workitem is left alone that somebody else was faster with
+LOST_SECONDS = 60.0  # seconds for which a workitem that another performer claimed is ignored
 
 
 class WorkitemCandidate(NamedTuple):
-    """A workitem that is worth a claim.
+    """Workitem to claim.
 
     Attributes:
         uid: SOP Instance UID.
@@ -32,11 +32,11 @@ class WorkitemCandidate(NamedTuple):
 
 
 class WorkitemSelector:
-    """Looks through what a search gives; used by the thread of one worklist.
+    """Selects workitems from the results of a search; used by the thread of one worklist.
 
     Attributes:
-        passed_over: Reasons why workitems of a configured step are left to others, by name of the claim.
-        disk_full: Reason why nothing is claimed at present; "" where there is none.
+        passed_over: Reasons why workitems of a configured step are not claimed, by name of the claim.
+        disk_full: Reason why nothing is claimed at present; "" if there is none.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class WorkitemSelector:
         hasher: UidHasher,
         claims: Claims,
     ) -> None:
-        """Configure it.
+        """Configure the selection.
 
         Args:
-            worklist: The worklist.
-            archives: Archives that inputs may come from, each with the AE titles that stand for it.
-            instance_store: Instances on the disk, whose free room is looked at.
+            worklist: Configuration of the worklist.
+            archives: Archives of inputs, each with the AE titles that stand for it.
+            instance_store: Store of the instances, whose free disk space is checked.
             hasher: Keyed hashes of UIDs.
             claims: Claimed workitems of all worklists.
         """
@@ -63,15 +63,15 @@ class WorkitemSelector:
         self.disk_full = ""
 
     def name_of(self, uid: str) -> str:
-        """Name of the claim of a workitem."""
+        """Return the name of the claim of a workitem."""
         return self._hasher.hash(f"{self._worklist.url} {uid}")
 
     def mark_lost(self, name: str) -> None:
-        """Somebody else was faster: the workitem is left alone for a while, whatever the manager lists."""
+        """Ignore a workitem for a while, because another performer claimed it, even if the manager still lists it."""
         self._lost[name] = time.monotonic() + max(LOST_SECONDS, 2 * self._worklist.every_seconds)
 
     def candidates(self, documents: Sequence[Json]) -> list[WorkitemCandidate]:
-        """The workitems to claim, by priority and then by their scheduled start."""
+        """Return the workitems to claim, by priority and then by scheduled start."""
         moment = time.monotonic()
         self._lost = {name: until for name, until in self._lost.items() if until > moment}
         self.disk_full, passed = "", dict[str, str]()
@@ -91,7 +91,7 @@ class WorkitemSelector:
                 try:
                     item.inputs(self._archives)
                 except UnusableInputs as error:
-                    passed[name] = f"Left to others: {error}"
+                    passed[name] = f"The gateway cannot perform it: {error}"
                     continue
             found.append(WorkitemCandidate(item.uid, name, step))
         self.passed_over = passed

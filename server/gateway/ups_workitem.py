@@ -1,4 +1,4 @@
-"""A workitem as the manager tells it: which step it is, whether it is for us, and which objects are its inputs."""
+"""Workitem as described by the manager: its step, whether this gateway may perform it, its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRIORITIES = ("HIGH", "MEDIUM", "LOW")
 
 
 class UnusableInputs(Exception):  # noqa: N818 - an answer
-    """The inputs of a workitem cannot be fetched, whoever tries; the message is a sentence without UIDs."""
+    """The inputs of a workitem cannot be retrieved by this gateway; the message is a sentence without UIDs."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class WorkitemInput:
     """Objects of one series, or of one study, that a workitem names as input.
 
     Attributes:
-        archive: DICOMweb root from which they are fetched; one of the configuration.
+        archive: DICOMweb root of the configured archive from which they are retrieved.
         study: Study Instance UID.
         series: Series Instance UID; "" for the whole study.
-        instances: SOP Instance UIDs; none where the workitem does not list them.
+        instances: SOP Instance UIDs; empty if the workitem does not list them.
     """
 
     archive: str
@@ -42,11 +42,11 @@ class WorkitemInput:
 
 
 class RequestedDestinations(NamedTuple):
-    """Where a workitem asks results to be stored.
+    """Destinations that a workitem requests for its results.
 
     Attributes:
-        names: Names of the configured destinations that it asks for.
-        elsewhere: True: it also asks for a place that the configuration does not have.
+        names: Names of the requested destinations that are configured.
+        elsewhere: True if it also requests a destination that is not configured.
     """
 
     names: tuple[str, ...]
@@ -55,16 +55,16 @@ class RequestedDestinations(NamedTuple):
 
 @dataclass
 class Workitem:
-    """What is known of a workitem.
+    """Attributes of a workitem.
 
     Attributes:
         uid: SOP Instance UID.
         state: Procedure Step State.
         label: Procedure Step Label.
         codes: Scheduled Workitem Code Sequence, as (value, scheme, meaning).
-        priority: Place of its Scheduled Procedure Step Priority among HIGH, MEDIUM and LOW.
-        start: Scheduled Procedure Step Start DateTime, as it is written.
-        document: The workitem in DICOM JSON.
+        priority: Index of its Scheduled Procedure Step Priority among HIGH, MEDIUM and LOW.
+        start: Scheduled Procedure Step Start DateTime, as written.
+        document: Workitem in DICOM JSON.
     """
 
     uid: str
@@ -77,7 +77,7 @@ class Workitem:
 
     @classmethod
     def from_json(cls, document: Json) -> Workitem:
-        """Read the DICOM JSON of a search or retrieval."""
+        """Read a workitem from the DICOM JSON of a search or retrieval."""
         priority = text_value(document, "ScheduledProcedureStepPriority")
         return cls(
             text_value(document, "SOPInstanceUID"),
@@ -90,7 +90,7 @@ class Workitem:
         )
 
     def find_step(self, worklist: Worklist) -> int | None:
-        """Index of the first configured step that the workitem is; None where it is none, or is not for us now."""
+        """Return the index of the first matching step; None if none matches or it cannot be performed here now."""
         readiness = text_value(self.document, "InputReadinessState")
         stations = code_values(self.document, "ScheduledStationNameCodeSequence")
         if uid_error(self.uid, "lenient") or (readiness and readiness != "READY") or self.is_expired():
@@ -100,7 +100,7 @@ class Workitem:
         return next((number for number, step in enumerate(worklist.steps) if self._matches(step)), None)
 
     def is_expired(self) -> bool:
-        """Whether its Scheduled Procedure Step Expiration DateTime is over; a time without a zone is meant as ours."""
+        """Return True if its Scheduled Procedure Step Expiration DateTime has passed; local time if it has no zone."""
         written = text_value(self.document, "ScheduledProcedureStepExpirationDateTime")
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             found = DT(written)
@@ -109,10 +109,10 @@ class Workitem:
         return False
 
     def is_cancel_requested(self) -> bool:
-        """Whether the manager wrote a reason for a cancellation into a workitem that is in progress.
+        """Return True if the manager wrote a reason for a cancellation into a workitem that is in progress.
 
-        A performer that does not listen to events sees a request to cancel in this way only: it never writes these
-        attributes itself before it cancels.
+        Without events, this is the only way in which a performer sees a request to cancel. The gateway itself writes
+        these attributes only when it cancels.
         """
         return any(
             text_value(one, "ReasonForCancellation")
@@ -121,13 +121,13 @@ class Workitem:
         )
 
     def inputs(self, archives: Sequence[tuple[PolledArchive, Sequence[str]]]) -> list[WorkitemInput]:
-        """The inputs, and where they are fetched.
+        """Return the inputs, with the archives from which they are retrieved.
 
         Args:
             archives: Archives of the configuration, each with the AE titles that stand for it.
 
         Raises:
-            UnusableInputs: There are none, or some are somewhere else.
+            UnusableInputs: There are no inputs, or some are in an archive that is not configured.
         """
         found = [_input(item, archives) for item in sequence_items(self.document, "InputInformationSequence")]
         if not found:
@@ -135,9 +135,9 @@ class Workitem:
         return found
 
     def outputs(self, destinations: Mapping[str, Destination]) -> RequestedDestinations:
-        """The destinations that the workitem asks for (Output Destination Sequence, PS3.3 C.30.2).
+        """Return the destinations that the workitem requests (Output Destination Sequence, PS3.3 C.30.2).
 
-        An item for a single SOP class counts as one that is not configured, since a destination gets all results.
+        An item for a single SOP class counts as not configured, because a destination receives all results.
 
         Args:
             destinations: Destinations of the configuration, by name.
@@ -154,7 +154,7 @@ class Workitem:
 
 
 def input_archives(config: GatewayConfig, worklist: Worklist) -> list[tuple[PolledArchive, Sequence[str]]]:
-    """Archives from which inputs may come, each with the AE titles that stand for it: the worklist's, then polls'."""
+    """Return the archives of inputs with the AE titles that stand for them: first the worklist's, then polled ones."""
     found: list[tuple[PolledArchive, Sequence[str]]] = []
     for one in worklist.inputs:
         found.append((PolledArchive(url=one.url, name=worklist.name, token=one.token), one.ae_titles))
@@ -164,7 +164,7 @@ def input_archives(config: GatewayConfig, worklist: Worklist) -> list[tuple[Poll
 
 
 def code_values(document: Json, keyword: str) -> list[tuple[str, str, str]]:
-    """The codes of a sequence, as (value, scheme, meaning); a long or URN code value counts as the value."""
+    """Return the codes of a sequence, as (value, scheme, meaning); a long or URN code value counts as the value."""
     return [
         (
             text_value(one, "CodeValue") or text_value(one, "LongCodeValue") or text_value(one, "URNCodeValue"),
@@ -183,16 +183,16 @@ def _input(item: Json, archives: Sequence[tuple[PolledArchive, Sequence[str]]]) 
     study, series = text_value(item, "StudyInstanceUID"), text_value(item, "SeriesInstanceUID")
     listed = [text_value(one, "ReferencedSOPInstanceUID") for one in sequence_items(item, "ReferencedSOPSequence")]
     if text_value(item, "TypeOfInstances") not in ("", "DICOM"):
-        raise UnusableInputs("An input is no DICOM object.")
+        raise UnusableInputs("An input is not a DICOM object.")
     if not study or any(uid_error(uid, "lenient") for uid in (study, series or "0", *listed)):
-        raise UnusableInputs("An input lacks a UID of its study, or has a UID that breaks PS3.5 9.1.")
+        raise UnusableInputs("An input lacks a Study Instance UID, or has a UID that violates PS3.5 9.1.")
     return WorkitemInput(_archive(item, archives), study, series, tuple(dict.fromkeys(listed)))
 
 
 def _archive(item: Json, archives: Sequence[tuple[PolledArchive, Sequence[str]]]) -> str:
-    """Root of the archive that an input is fetched from.
+    """Return the root of the archive from which an input is retrieved.
 
-    The addresses in a workitem only choose among those of the configuration; nothing else is ever asked.
+    The addresses in a workitem only select among those of the configuration; no other address is contacted.
     """
     urls = [
         *(text_value(one, "RetrieveURL") for one in sequence_items(item, "WADORSRetrievalSequence")),
@@ -208,12 +208,12 @@ def _archive(item: Json, archives: Sequence[tuple[PolledArchive, Sequence[str]]]
         return archives[0][0].url
     where = " and ".join([*(["WADO-RS"] if urls else []), *(["DICOM"] if titles else [])])
     raise UnusableInputs(
-        f"The workitem offers an input by {where} retrieval from a place that gateway.yaml does not name (`inputs`)."
+        f"The workitem offers an input by {where} retrieval from an archive that gateway.yaml does not list (`inputs`)."
     )
 
 
 def _place(item: Json, destinations: Mapping[str, Destination]) -> str | None:
-    """Name of the destination that an item of the Output Destination Sequence means; None where there is none."""
+    """Return the name of the destination of an item in the Output Destination Sequence; None if not configured."""
     titles = [text_value(one, "DestinationAE").strip() for one in sequence_items(item, "DICOMStorageSequence")]
     urls = [text_value(one, "StorageURL") for one in sequence_items(item, "STOWRSStorageSequence")]
     for name, one in destinations.items():
@@ -225,7 +225,7 @@ def _place(item: Json, destinations: Mapping[str, Destination]) -> str | None:
 
 
 def is_below(url: str, root: str) -> bool:
-    """Whether an address lies below the root of an archive: the same scheme, host and port, and a path below it."""
+    """Return True if an address is below the root of an archive: same scheme, host and port, and a path below it."""
     if url_origin(url) != url_origin(root):
         return False
     one, above = urlsplit(url), urlsplit(root).path.rstrip("/")

@@ -1,16 +1,16 @@
-"""The gateway as a performer of worklists over UPS-RS (DICOM PS3.18 11, PS3.4 annex CC; IHE AI Workflow for Imaging).
+"""The gateway as a performer of worklists over UPS-RS (DICOM PS3.18 11, PS3.4 Annex CC; IHE AI Workflow for Imaging).
 
-ups_config       the section `worklists` of gateway.yaml
-ups_client       the requests, and what the answers mean
+ups_config       section `worklists` of gateway.yaml
+ups_client       requests to the manager and their responses
 ups_events       events over WebSocket
-ups_workitem     a workitem as the manager tells it
-ups_selection      which workitems are claimed
-ups_claims       what is claimed, on the disk
-ups_performer    a thread for each worklist
-ups_lifecycle    a claim from stage to stage
-ups_inputs       the jobs of the kind `workitem`: inputs, whole or not at all, and orders
-ups_progress     how far the queue is with a workitem
-ups_attributes   what is written into a workitem
+ups_workitem     a workitem as the manager describes it
+ups_selection    selection of the workitems to claim
+ups_claims       claims on the disk
+ups_performer    the thread of a worklist
+ups_lifecycle    stages of a claim
+ups_inputs       jobs of the kind `workitem`: retrieve all inputs and create `segment` jobs
+ups_progress     progress of a workitem's jobs in the queue
+ups_attributes   attributes that are written into a workitem
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from server.gateway.ups_performer import WorklistPerformer
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-LONG_RUNNING_SECONDS = 3600.0  # after which a workitem in progress is shown as in trouble, whatever it waits for
+LONG_RUNNING_SECONDS = 3600.0  # after this time, a workitem in progress is shown as a problem
 
 
 class Worklists:
@@ -35,23 +35,23 @@ class Worklists:
 
     Attributes:
         claims: Claimed workitems.
-        inputs: The work of the jobs of the kind `workitem`.
+        inputs: Handler of the jobs of the kind `workitem`.
     """
 
     def __init__(self, context: GatewayContext) -> None:
-        """Read what a former process had claimed; nobody is asked before :meth:`begin`."""
+        """Read the claims of a former process; no manager is contacted before :meth:`start`."""
         self._context = context
         self.claims = Claims(context.config.state)
         self.inputs = WorkitemInputs(context)
         self._performers: list[WorklistPerformer] = []
 
     def start(self) -> None:
-        """Ask the managers."""
+        """Start a performer for each worklist."""
         for one in self._context.config.worklists:
             self._performers.append(WorklistPerformer(self._context, one, self.claims))
 
     def close(self, seconds: float) -> None:
-        """Ask nobody any more, and wait for so many seconds at most. Claims stay, and are gone on with."""
+        """Stop the performers, and wait for at most ``seconds``. Claims stay and are continued after the next start."""
         for one in self._performers:
             one.stop()
         until = time.monotonic() + seconds
@@ -59,19 +59,19 @@ class Worklists:
             one.close(max(0.0, until - time.monotonic()))
 
     def status(self) -> list[dict[str, Any]]:
-        """What there is to see of each worklist."""
+        """Return the status of each worklist."""
         return [one.status() for one in self._performers]
 
     def workitems(self) -> list[dict[str, Any]]:
-        """The claimed workitems; ``trouble`` says what is wrong with one, "" where nothing is."""
+        """Return the claimed workitems; ``trouble`` describes the problem of each one, "" if there is none."""
         managers = {one["name"]: one["trouble"] for one in self.status()}
         found = []
         for claim in self.claims.all():
             one = claim_record(claim)
             if claim.worklist not in managers:
                 one["trouble"] = (
-                    f"The configuration has no worklist {claim.worklist} any more, so nobody can end the workitem; put "
-                    "the worklist back, or have the manager cancel the workitem and delete the claim's file."
+                    f"The configuration has no worklist {claim.worklist} any more, so the workitem cannot be ended; "
+                    "restore the worklist, or have the manager cancel the workitem and delete the file of the claim."
                 )
             elif not one["trouble"] and managers[claim.worklist]:
                 one["trouble"] = managers[claim.worklist]
@@ -81,7 +81,7 @@ class Worklists:
         return found
 
     def collect(self) -> Iterable[Metric]:
-        """For Prometheus' library."""
+        """Yield the metrics of the worklists; called by the Prometheus client library."""
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
         there = self.workitems()
@@ -89,9 +89,11 @@ class Worklists:
             "semiseg_gateway_workitems", "Workitems that are claimed, by worklist", labels=["worklist"]
         )
         trouble = GaugeMetricFamily(
-            "semiseg_gateway_workitems_in_trouble", "Workitems that do not go on, by worklist", labels=["worklist"]
+            "semiseg_gateway_workitems_in_trouble", "Claimed workitems with a problem, by worklist", labels=["worklist"]
         )
-        well = GaugeMetricFamily("semiseg_gateway_worklist_up", "1 while workitems can be claimed", labels=["worklist"])
+        well = GaugeMetricFamily(
+            "semiseg_gateway_worklist_up", "1 if workitems can be claimed, otherwise 0", labels=["worklist"]
+        )
         ends = CounterMetricFamily(
             "semiseg_gateway_workitems_ended", "Workitems by worklist and end", labels=["worklist", "end"]
         )

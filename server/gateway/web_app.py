@@ -1,4 +1,4 @@
-"""The HTTP door: STOW-RS, "this study is complete", the status page, metrics, and whether all is well."""
+"""The web listener: STOW-RS, declaration that a study is complete, status page, metrics and health checks."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ SECURITY_HEADERS = {
 
 
 class WebApp:
-    """What the door answers."""
+    """Request handlers of the web listener."""
 
     def __init__(self, stow: StowHandler, overview: Overview, complete: CompleteStudy) -> None:
-        """Answer.
+        """Configure the handlers.
 
         Args:
-            stow: Service that takes instances.
-            overview: Everything that there is to see.
-            complete: Function that is told the UID of a study that somebody calls complete, the number of its instances
-                if it was named, and True if it is taken although something of it is missing. It returns the study's
-                name here and what is missing ("" for nothing), or None where there is no such study.
+            stow: Handler of STOW-RS.
+            overview: Status of the gateway.
+            complete: Function that is called with the UID of a study that is declared complete, the number of its
+                instances if it was given, and True if the study is accepted although something is missing. It returns
+                the study's name and what is missing ("" if nothing), or None if there is no such study.
         """
         self._stow, self._overview, self._complete = stow, overview, complete
 
     def create_app(self, keys: ApiKeys, guard: BrowserGuard, proxies: TrustedProxies) -> Starlette:
-        """The ASGI application, for whoever has one of ``keys`` and passes ``guard``; ``proxies`` are believed."""
+        """Create the ASGI application; requests need one of ``keys`` and pass ``guard``; ``proxies`` are trusted."""
         routes = [
             Route("/dicom-web/studies", self._store, methods=["POST"]),
             Route("/dicom-web/studies/{study}", self._store, methods=["POST"]),
@@ -82,11 +82,11 @@ class WebApp:
     async def _completed(self, request: Request) -> Response:
         count = request.query_params.get("instances", "")
         if count and not (count.isascii() and count.isdigit() and 0 < int(count) < 10**6):
-            return JSONResponse({"error": "`instances` is how many instances the study has."}, 400)
+            return JSONResponse({"error": "`instances` has to be the number of instances of the study."}, 400)
         study = request.path_params["study"]
         anyway = request.query_params.get("anyway", "false")
         if anyway not in ("true", "false"):
-            return JSONResponse({"error": "`anyway` is true or false."}, 400)
+            return JSONResponse({"error": "`anyway` has to be true or false."}, 400)
         found = await anyio.to_thread.run_sync(self._complete, study, int(count) if count else None, anyway == "true")
         if found is None:
             return JSONResponse({"error": "There is no such study here."}, 404)
@@ -121,7 +121,7 @@ def _owner(request: Request) -> str:
 
 
 class _SecurityMiddleware:
-    """Keys, names, origins and headers around every request."""
+    """Checks API keys, host names and origins of each request, and adds security headers to each response."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, guard: BrowserGuard, proxies: TrustedProxies) -> None:
         self._app, self._keys, self._guard, self._proxies = app, keys, guard, proxies
@@ -149,7 +149,7 @@ class _SecurityMiddleware:
                 owner = None if key is None else self._keys.find_owner(key)
             if owner is None:
                 refusal = JSONResponse(
-                    {"error": "Send one of the gateway's API keys: the header `Authorization: Bearer KEY`."},
+                    {"error": "Send one of the gateway's API keys in the header `Authorization: Bearer KEY`."},
                     401,
                     {"WWW-Authenticate": "Bearer"},
                 )

@@ -1,4 +1,4 @@
-"""How a server is reached: by which names, by pages of which servers, and through which proxies."""
+"""Options for the access to a server: allowed host names and origins, and trusted proxies."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ HOSTS_ENV, PROXIES_ENV, PREFIX_ENV = "SEMISEG_ALLOWED_HOSTS", "SEMISEG_PROXIES",
 
 @dataclass(frozen=True)
 class AccessOptions:
-    """What is said of the way to a server.
+    """Options for the access to a server.
 
     Attributes:
-        bind_host: Name or address that it listens on.
-        hosts: Further names by which it may be called.
+        bind_host: Name or address on which the server listens.
+        hosts: Further host names under which the server may be addressed.
         origins: Origins of other servers whose pages may use it.
-        proxies: Addresses and networks of proxies whose X-Forwarded headers are believed.
-        prefix: Path below which a proxy shows it.
+        proxies: Addresses and networks of proxies whose X-Forwarded headers are used.
+        prefix: Path prefix under which a proxy publishes the server.
     """
 
     bind_host: str = ""
@@ -32,22 +32,25 @@ class AccessOptions:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> AccessOptions:
-        """What the variables of the environment say; several values with blanks in between."""
+        """Read the options from environment variables; several values are separated by spaces."""
         hosts, proxies = (tuple(environment.get(name, "").split()) for name in (HOSTS_ENV, PROXIES_ENV))
         return cls(hosts=hosts, proxies=proxies, prefix=environment.get(PREFIX_ENV, ""))
 
     def browser_guard(self, *, keys: bool) -> BrowserGuard:
-        """The check of Host and origin, for a server that asks for ``keys`` or does not.
+        """Make the check of the Host and Origin headers.
+
+        Args:
+            keys: True if the server asks for API keys.
 
         Raises:
-            InputError: a name is none.
+            InputError: A host name is invalid.
         """
         return BrowserGuard(bind_host=self.bind_host, hosts=self.hosts, origins=self.origins, keys=keys)
 
     def trusted_proxies(self) -> TrustedProxies:
-        """The proxies that are believed.
+        """Make the list of trusted proxies.
 
         Raises:
-            InputError: an address or the prefix is none.
+            InputError: An address or the prefix is invalid.
         """
         return TrustedProxies(self.proxies, self.prefix)

@@ -1,4 +1,4 @@
-"""The application: its endpoints, and what they share."""
+"""The ASGI application: its endpoints and the objects that they share."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _PAGE = Path(__file__).with_name("page")
 
 @dataclass(frozen=True)
 class ServerContext:
-    """What a server process has.
+    """The objects that all endpoints of a server process share.
 
     Attributes:
-        models: what segments.
-        limits: what is accepted.
-        scratch: where uploads go; with ``job_store``, the folder of theirs for unfinished things.
-        job_store: the state folder of /jobs; None where that is off.
-        metrics: what is counted.
+        models: Models that the server offers.
+        limits: Limits of requests.
+        scratch: Folder for uploads; with ``job_store``, its folder for unfinished work.
+        job_store: State folder of /jobs; None if jobs are turned off.
+        metrics: Prometheus metrics of the process.
     """
 
     models: ServedModels
@@ -48,12 +48,12 @@ class ServerContext:
 
     @classmethod
     def create(cls, models: ServedModels, limits: Limits, scratch: Path, job_store: JobStore | None) -> ServerContext:
-        """With figures of its own."""
+        """Create a context with new metrics."""
         return cls(models, limits, scratch, job_store, Metrics(models, scratch, job_store))
 
 
 def make_app(context: ServerContext) -> Starlette:
-    """The ASGI application of ``context``."""
+    """Make the ASGI application."""
     handler = UploadHandler(
         context.models,
         context.limits,
@@ -61,7 +61,7 @@ def make_app(context: ServerContext) -> Starlette:
         context.metrics,
         context.scratch,
     )
-    # Jobs and requests take turns: together they hold as many volumes in memory as one of them alone.
+    # Jobs and requests share one limiter, so that together they hold no more volumes in memory than either alone.
     limiter = FairLimiter(context.limits.parallel)
     segment = SegmentEndpoint(handler, limiter)
     jobs = JobEndpoints(handler, context.job_store, limiter) if context.job_store else None
@@ -78,19 +78,19 @@ def make_app(context: ServerContext) -> Starlette:
         text = await anyio.to_thread.run_sync(context.metrics.text)
         return Response(text, media_type="text/plain; version=0.0.4")
 
-    # BentoML's own page at / loads a tracking script from another company's server; this one loads nothing from afar.
+    # BentoML's own page at / loads a tracking script from another company's server; this page loads nothing external.
     async def show(_: Request) -> Response:
         return HTMLResponse(page)
 
     async def wrong_method(request: Request, __: Exception) -> Response:
         path = request.url.path
         allowed = _methods(routes, path)
-        what = "POST a scan to /segment" if path == "/segment" else f"This address takes {' and '.join(allowed)}"
-        words = f"{what}; the page / describes how."
+        what = "POST a scan to /segment" if path == "/segment" else f"This URL allows {' and '.join(allowed)} only"
+        words = f"{what}; see /docs.json for a description."
         return error_response(405, words, {"Allow": ", ".join(allowed)})
 
     async def no_jobs(_: Request) -> Response:
-        words = "This server keeps no jobs; its operator turns them on with `semiseg serve --state FOLDER`."
+        words = "This server has no job queue; its operator can turn it on with `semiseg serve --state FOLDER`."
         return error_response(404, words)
 
     @contextlib.asynccontextmanager
@@ -118,6 +118,6 @@ def make_app(context: ServerContext) -> Starlette:
 
 
 def _methods(routes: Sequence[BaseRoute], path: str) -> list[str]:
-    """What an address takes."""
+    """The methods that a path allows."""
     fitting = [route for route in routes if isinstance(route, Route) and route.path_regex.fullmatch(path)]
     return sorted({method for route in fitting for method in route.methods or ()} - {"HEAD"})

@@ -1,8 +1,9 @@
 """A Bento: the server with its bundle inside, which BentoML's own tools start and pack into an image.
 
-It is told by the environment what `semiseg serve` is told by options: SEMISEG_API_KEYS or SEMISEG_KEYS_FILE (who may
-use it), SEMISEG_NO_KEYS=1 (everybody may), SEMISEG_STATE (the folder of /jobs), SEMISEG_THREADS, and
-SEMISEG_ALLOWED_HOSTS, SEMISEG_PROXIES and SEMISEG_PATH_PREFIX (how it is reached).
+It is configured by environment variables in place of the options of `semiseg serve`: SEMISEG_API_KEYS or
+SEMISEG_KEYS_FILE (API keys), SEMISEG_NO_KEYS=1 (no keys are needed), SEMISEG_STATE (the folder of /jobs),
+SEMISEG_THREADS, and SEMISEG_ALLOWED_HOSTS, SEMISEG_PROXIES and SEMISEG_PATH_PREFIX (host names, trusted proxies and
+path prefix).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from semiseg.errors import InputError
 if TYPE_CHECKING:
     import bentoml
 
-SERVICE_SOURCE = '''"""The service of this Bento; what it does is in server/http."""
+SERVICE_SOURCE = '''"""The service of this Bento; it is implemented in server/http."""
 
 from pathlib import Path
 
@@ -37,11 +38,11 @@ PACKAGES = ("semiseg", "server", "cli")
 
 
 def build_bento(folder: Path) -> bentoml.Bento:
-    """Put a Bento of the bundle in ``folder`` into BentoML's store.
+    """Build a Bento of the bundle in ``folder`` and add it to BentoML's store.
 
     Raises:
-        BundleError: the bundle is incomplete or altered.
-        InputError: BentoML cannot make it.
+        BundleError: The bundle is incomplete or altered.
+        InputError: BentoML cannot build the Bento.
     """
     bundle = open_bundle(folder)
     import bentoml
@@ -70,17 +71,18 @@ def build_bento(folder: Path) -> bentoml.Bento:
                 build_ctx=str(context),
             )
         except BentoMLException as error:
-            raise InputError(f"BentoML cannot build it: {str(error).splitlines()[0]}") from error
+            raise InputError(f"BentoML cannot build the Bento: {str(error).splitlines()[0]}") from error
         finally:
             if not told:
                 del os.environ["SEMISEG_NO_KEYS"]
 
 
 def make_bento_service(bundle: Path) -> bentoml.Service[Any]:
-    """The service of a Bento: what :func:`server.http.startup.serve` starts, as BentoML wants to be given it.
+    """Make the service of a Bento: the server of :func:`server.http.startup.serve` in the form that BentoML needs.
 
     Raises:
-        BundleError, EngineError, InputError: as there.
+        BundleError, EngineError, InputError: A bundle or a setting cannot be used, or there are no keys although
+            SEMISEG_NO_KEYS is not set.
     """
     import bentoml
     from bentoml._internal.context import server_context
@@ -91,9 +93,9 @@ def make_bento_service(bundle: Path) -> bentoml.Service[Any]:
     keys = ApiKeys(Path(os.environ["SEMISEG_KEYS_FILE"]) if "SEMISEG_KEYS_FILE" in os.environ else None)
     if not keys.required and os.environ.get("SEMISEG_NO_KEYS") != "1":
         raise InputError(
-            f"Set {KEYS_ENV} or SEMISEG_KEYS_FILE to say who may use this server, or SEMISEG_NO_KEYS=1: everybody may."
+            f"Set {KEYS_ENV} or SEMISEG_KEYS_FILE to the API keys of the users, or SEMISEG_NO_KEYS=1 to need no keys."
         )
-    if server_context.worker_index is None:  # BentoML looks at the service before it starts the process that serves
+    if server_context.worker_index is None:  # BentoML inspects the service before it starts the serving process
         return bentoml.service(name="semiseg")(type("Segmentation", (), {}))
     from server.http.access_options import AccessOptions
     from server.http.app import ServerContext
@@ -106,7 +108,7 @@ def make_bento_service(bundle: Path) -> bentoml.Service[Any]:
 
     threads = os.environ.get("SEMISEG_THREADS")
     state = os.environ.get("SEMISEG_STATE")
-    # For as long as the process lives; the system lets go of it when it ends, and the next one tidies up.
+    # Never closed: the system releases the locks when the process ends, and the next process deletes the files.
     stack = contextlib.ExitStack()
     folder, job_store = stack.enter_context(prepare_process(Path(state) if state else None, None))
     models = ServedModels.open([ModelSettings(bundle=bundle, threads=int(threads) if threads else None)])
@@ -122,7 +124,7 @@ _HELD: list[contextlib.ExitStack] = []
 
 
 def _requirements() -> list[str]:
-    """What the `serve` extra brings on this Python, in the versions that are installed and were tested together."""
+    """The requirements of the extras `serve` and `imaging` on this Python, pinned to the installed versions."""
     found = set()
     for line in requires("semiseg") or []:
         asked = Requirement(line)
@@ -133,5 +135,5 @@ def _requirements() -> list[str]:
 
 
 def _bento_name(name: str) -> str:
-    """A name as BentoML takes it: small letters, digits and single dashes."""
+    """Convert a name to the characters that BentoML allows: lower-case letters, digits and single dashes."""
     return "semiseg-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50] or "model")

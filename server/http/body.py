@@ -1,4 +1,4 @@
-"""A request's body as it comes in, read with a time limit."""
+"""Reading of a request body in chunks, with a time limit."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DRAIN_SECONDS = 5.0
 
 
 class RequestBody:
-    """A request's body, as it comes in.
+    """A request body that is read in chunks.
 
     Attributes:
-        has_more: whether reading on could bring more.
-        complete: whether its end was seen.
-        received: bytes so far.
+        has_more: True if more data may follow.
+        complete: True if the end of the body was read.
+        received: Number of bytes read so far.
     """
 
     def __init__(self, request: Request, limits: Limits) -> None:
@@ -29,22 +29,22 @@ class RequestBody:
         self.received = 0
         self._receive = request.receive
         self._idle_seconds = limits.idle_seconds
-        # Such a client sends nothing before it is asked to go on, which the first call of `receive` does.
+        # Such a client sends no body before it gets the status 100, which the first call of `receive` causes.
         self._waits_for_us = "100-continue" in request.headers.get("expect", "").lower()
 
     async def next_chunk(self) -> bytes:
-        """The bytes that came next, b"" at the end.
+        """Return the next bytes, b"" at the end.
 
         Raises:
-            ApiError: 408, nothing came for too long.
-            ClientDisconnect: the client went away.
+            ApiError: 408, nothing arrived within the time limit.
+            ClientDisconnect: The client disconnected.
         """
         self._waits_for_us = False
         try:
             message = await asyncio.wait_for(self._receive(), self._idle_seconds)
         except TimeoutError:
             self.has_more = False
-            raise ApiError(408, f"The upload stood still for {self._idle_seconds:g} seconds; send it again.") from None
+            raise ApiError(408, f"The upload stalled for {self._idle_seconds:g} seconds; send it again.") from None
         if message["type"] == "http.disconnect":
             self.has_more = False
             raise ClientDisconnect
@@ -55,10 +55,10 @@ class RequestBody:
         return chunk
 
     async def drain(self) -> None:
-        """Read on for a while after a refusal and throw away what comes.
+        """Read and discard the rest of the body for a while, after a request was rejected.
 
-        Most clients read the answer only when they have sent everything; a connection closed under them shows them an
-        error of the network instead of our sentence.
+        Most clients read the response only after they have sent everything; if the connection is closed before, they
+        report a network error in place of the response's message.
         """
         if self._waits_for_us:
             return

@@ -1,4 +1,4 @@
-"""POST /segment: one scan in, its segmentation out; nothing of it stays behind."""
+"""POST /segment: segments one scan and returns the result; the server keeps neither."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from server.http.upload_handler import ReceivedUpload, UploadHandler, client_ide
 from server.http.waiting_client import run_while_connected
 from server.jobs.fair_limiter import FairLimiter
 
-POLL_INTERVAL = 0.2  # seconds between two questions whether the client is still there
+POLL_INTERVAL = 0.2  # seconds between two checks whether the client is still connected
 
 
 class SegmentEndpoint:
-    """Answers each request while its client waits."""
+    """Segments the scan of each request while its client waits."""
 
     def __init__(self, handler: UploadHandler, limiter: FairLimiter) -> None:
-        """Share ``limiter`` with whoever else segments here."""
+        """Create the endpoint; ``limiter`` is shared with the jobs."""
         self._handler = handler
         self._limiter = limiter
-        # A thread for everybody who was let in: who waits does so for a turn, in the line of its caller.
+        # One thread for each admitted request: a waiting request waits in its thread for a slot of the limiter.
         most = handler.limits.parallel + handler.limits.waiting
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="segment")
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """When the server stops, wait for the windows that still run; their scans are given up after them."""
+        """When the server stops, wait for the running windows; the work on their scans is then cancelled."""
         yield
         await anyio.to_thread.run_sync(partial(self._pool.shutdown, wait=True, cancel_futures=True))
 
     async def respond(self, request: Request) -> Response:
-        """Answer one request."""
+        """Respond to one request."""
 
         async def segment(received: ReceivedUpload) -> Response:
             accept = request.headers.get("accept", "")
@@ -59,7 +59,7 @@ class SegmentEndpoint:
             received.upload, accept, self._handler.models, with_report=wants_report(accept)
         )
         if not self._limiter.acquire_unless_stopped(stopped, POLL_INTERVAL, client):
-            raise Cancelled("The client went away before its turn came.")
+            raise Cancelled("The client disconnected before the work began.")
         try:
             answer = segment_scan(scan_request, received.folder, received.timing, stopped)
         finally:

@@ -1,4 +1,4 @@
-"""Answers that are no segmentations: a sentence for whoever can mend what was wrong."""
+"""Error responses: a status and one sentence that says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from server.http.schemas import ErrorAnswer
 from server.jobs.database import QueueDiskFullError, QueueError
 from server.jobs.queue import QueueFull
 
-RETRY_AFTER = 30  # seconds until it is worth asking again
+RETRY_AFTER = 30  # seconds after which a client may retry
 _LOG = logging.getLogger("semiseg.server")
 
 
 def error_response(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A sentence as the JSON that every error is answered with."""
+    """Make the JSON response that all errors have."""
     return JSONResponse(ErrorAnswer(error=sentence).model_dump(), status, headers=headers)
 
 
 def api_error_response(refusal: ApiError) -> Response:
-    """The answer to a request that is refused."""
+    """Make the response of an :class:`ApiError`."""
     return error_response(refusal.status, str(refusal), refusal.headers)
 
 
 def to_api_error(error: Exception) -> ApiError:
-    """What a caller is told of an error that nobody foresaw: the place in the log, where it is written down.
+    """Convert any error to an :class:`ApiError`; for an unexpected error its message is a reference to the log entry.
 
-    The log gets the kind of the error and where it happened. Its message is left out: it may quote the scan's
-    attributes.
+    The log entry has the type of the error and where it happened. The error's message is left out, because it may quote
+    attributes of the scan.
     """
     if isinstance(error, ApiError):
         return error
@@ -49,18 +49,18 @@ def to_api_error(error: Exception) -> ApiError:
         _LOG.error("%s", error)
         return ApiError(
             503,
-            "The server cannot write down jobs at present; its operator has to look at its disk.",
+            "The server cannot store jobs at present; its operator has to check its disk.",
             headers={"Retry-After": str(RETRY_AFTER)},
         )
     reference = secrets.token_hex(4)
     frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     told = {"reference": reference, "kind": type(error).__name__, "detail": _detail(error), "frames": frames}
     _LOG.error("A scan failed", extra={"fields": {name: value for name, value in told.items() if value}})
-    return ApiError(500, f"The server failed on this scan; its log says where, under reference {reference}.")
+    return ApiError(500, f"The server failed on this scan; its log has the details under reference {reference}.")
 
 
 def _detail(error: Exception) -> str:
-    """What can be said of an error without quoting a scan: our own sentences, and the names that programs have."""
+    """The details of an error that cannot quote a scan: messages of semiseg, and names of attributes and modules."""
     if isinstance(error, EngineError):
         return str(error)
     if isinstance(error, AttributeError) and error.name:

@@ -1,4 +1,4 @@
-"""Which request an Idempotency-Key belongs to: a digest of the scan and of all that is asked for."""
+"""The Idempotency-Key header: its validation, and a digest of the scan and the options of a request."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ _DEFAULTS = {"strict": "false", "aligned": "false"}
 
 
 def validate_idempotency_key(key: str | None) -> str | None:
-    """The value of the header, where there is one.
+    """Return the value of the header, or None if there is none.
 
     Raises:
-        ApiError: 400, it is empty or too long.
+        ApiError: 400, the key is empty or too long.
     """
     if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
-        raise ApiError(400, f"The header Idempotency-Key has 1 to {MAX_KEY_LENGTH} characters.")
+        raise ApiError(400, f"The header Idempotency-Key must have 1 to {MAX_KEY_LENGTH} characters.")
     return key
 
 
 def request_digest(
     files: Sequence[Path], channels: Mapping[str, Sequence[Path]], fields: Mapping[str, str], accept: str
 ) -> str:
-    """A SHA-256 of the contents of the files and of the options.
+    """Compute the SHA-256 of the contents of the files and of the options.
 
-    Requests that ask for the same thing have the same digest: the names of the files, their order within the form and
-    an option that is given as its default make no difference.
+    Equivalent requests have the same digest: the names of the files, their order within the form, and options that are
+    given with their default value make no difference.
 
     Args:
         files: All files of the upload.
-        channels: The same files by channel, where they came under the names of channels.
-        fields: The text fields of the form.
-        accept: The Accept header.
+        channels: The same files by channel, if they were sent in fields of channels.
+        fields: Text fields of the form.
+        accept: Value of the Accept header.
 
     Raises:
-        OSError: a file cannot be read.
-        ApiError: 400, the forms that are asked for do not exist.
+        OSError: A file cannot be read.
+        ApiError: 400, a requested output format does not exist.
     """
     options = {name: value for name, value in fields.items() if value and value != _DEFAULTS.get(name)}
     options["answer"] = ",".join(requested_formats(fields.get("answer", ""), accept))
@@ -52,11 +52,11 @@ def request_digest(
 
 
 def key_reused_error() -> ApiError:
-    """The refusal of a request whose key was first sent with another one."""
+    """Make the error for a request whose Idempotency-Key belongs to another request."""
     return ApiError(
         422,
-        "The header Idempotency-Key was sent before with another scan or with other options, and is still that "
-        "request's; send each scan with a key of its own.",
+        "The header Idempotency-Key was already used with another scan or other options; send each scan with a key "
+        "of its own.",
     )
 
 

@@ -1,4 +1,4 @@
-"""/jobs: a scan is accepted, segmented when its turn comes, and its result kept until it is fetched or too old."""
+"""The endpoints below /jobs: a scan is queued, segmented later, and its result kept until it is deleted or expires."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ from server.jobs.lanes import Lane
 from server.jobs.queue import JobState, QueuedJob
 from server.jobs.worker import JobFailed, JobPostponed, RunningJob, Worker
 
-CLEANUP_INTERVAL = 60.0  # seconds between two looks for results that are too old
-EVENT_POLL_INTERVAL = 0.5  # seconds between two looks at a job that somebody watches
+CLEANUP_INTERVAL = 60.0  # seconds between two searches for expired jobs
+EVENT_POLL_INTERVAL = 0.5  # seconds between two reads of a job that a client watches
 MAX_WATCHED_JOBS = 64  # jobs that one client may watch at once
-KEEPALIVE_SECONDS = 15.0  # seconds after which a stream says that it is alive, for proxies that cut silent ones
-ADDRESS_QUEUE_SHARE = 0.9  # of the waiting jobs that an address may have where there are no keys
-DISK_FULL_DELAY = 30.0  # seconds until a job is tried again that met a full disk
+KEEPALIVE_SECONDS = 15.0  # seconds of silence after which a comment is sent, for proxies that close idle streams
+ADDRESS_QUEUE_SHARE = 0.9  # largest share of the waiting jobs of one address on a server without keys
+DISK_FULL_DELAY = 30.0  # seconds until a job is retried that failed on a full disk
 
 
 class JobEndpoints:
-    """The routes below /jobs, and the worker behind them."""
+    """The endpoints below /jobs, and the worker that runs the jobs."""
 
     def __init__(self, handler: UploadHandler, store: JobStore, limiter: FairLimiter) -> None:
-        """Begin working on what is in the queue as soon as :meth:`lifespan` is entered."""
+        """Create the endpoints; the worker starts when :meth:`lifespan` is entered."""
         self._handler = handler
         self._store = store
         self._limiter = limiter
@@ -61,7 +61,7 @@ class JobEndpoints:
         self._writers = anyio.CapacityLimiter(handler.limits.parallel)
 
     def routes(self) -> list[Route]:
-        """What the application mounts."""
+        """The routes for the application."""
         return [
             Route("/jobs", self._with_error_handling(self._post), methods=["POST"], name="post_job"),
             Route("/jobs/{id}", self._with_error_handling(self._get), methods=["GET"], name="get_job"),
@@ -72,7 +72,7 @@ class JobEndpoints:
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Work on jobs meanwhile; at the end, what is running goes back into the queue."""
+        """Run the worker during the block; running jobs return to the queue at its end."""
         self._worker = Worker(
             self._store.queue,
             JOB_QUEUE,
@@ -92,7 +92,7 @@ class JobEndpoints:
             self._store.queue.close()
 
     def _work(self, task: RunningJob) -> dict[str, Any]:
-        """One job, in a thread of the worker."""
+        """Run one job in a thread of the worker."""
         timing = Timing()
         folder, until = None, time.monotonic() + self._handler.limits.request_seconds
 
@@ -110,8 +110,8 @@ class JobEndpoints:
             if task.cancelled():
                 raise
             seconds = self._handler.limits.request_seconds
-            raise JobFailed(f"It took longer than the {seconds:g} seconds that a scan may take.", status=504) from None
-        except Exception as error:  # noqa: BLE001 - the edge of a job, as UploadHandler.handle is of a request
+            raise JobFailed(f"The scan took longer than the time limit of {seconds:g} seconds.", status=504) from None
+        except Exception as error:  # noqa: BLE001 - no error may leave a job, as in UploadHandler.handle
             refusal = to_api_error(error)
             if refusal.status == 507:
                 raise JobPostponed(str(refusal), after=DISK_FULL_DELAY) from None
@@ -170,7 +170,7 @@ class JobEndpoints:
         return await self._job_response(job, 202, path_prefix(request.scope))
 
     def _max_waiting(self, address: str) -> int:
-        """Number of jobs of one client that may wait; an address, one without keys, has at most nine tenths of all."""
+        """Maximum number of waiting jobs of one client; an address has at most ADDRESS_QUEUE_SHARE of all."""
         limits = self._handler.limits
         most = limits.queued_per_client
         return min(most, math.ceil(limits.queued * ADDRESS_QUEUE_SHARE)) if address else most
@@ -179,7 +179,7 @@ class JobEndpoints:
         return await self._job_response(await self._job(request), 200)
 
     async def _delete(self, request: Request) -> Response:
-        """Stop a job that has not ended; delete one that has, unless only stopping was asked for."""
+        """Stop a job that has not ended; delete one that has, unless the request has `only=stop`."""
         job = await self._job(request)
         only_stop = request.query_params.get("only") == "stop"
         if job.ended:
@@ -200,20 +200,22 @@ class JobEndpoints:
         if job.state == "cancelled":
             raise ApiError(410, "The job was cancelled.")
         if job.state != "done":
-            raise ApiError(409, f"The job is {job.state}; ask again.", headers={"Retry-After": str(RETRY_SECONDS)})
+            raise ApiError(
+                409, f"The job is {job.state}; try again later.", headers={"Retry-After": str(RETRY_SECONDS)}
+            )
         asked = request.query_params.get("answer")
         kept = job.payload["fields"].get("answer")
         if asked not in (None, kept):
             if kept != "case":
                 raise ApiError(
-                    400, "Only a job that was sent with `answer` = case is answered in other forms afterwards."
+                    400, "Only the result of a job that was sent with `answer` = case has other output formats."
                 )
             client = client_identity(request)
             with self._handler.admission.admit(client):
                 again = await anyio.to_thread.run_sync(self._convert_result, job, asked, client, limiter=self._writers)
             return Response(again.body, media_type=again.media_type, headers=again.headers)
         details = job.result
-        headers = limit_header_sizes(details["headers"])  # version 0.1 kept them as long as they were
+        headers = limit_header_sizes(details["headers"])  # version 0.1 stored them without a limit
         return FileResponse(self._store.results / job.id, media_type=details["media_type"], headers=headers)
 
     def _convert_result(self, job: QueuedJob, asked: str, client: str) -> EncodedResult:
@@ -232,7 +234,7 @@ class JobEndpoints:
         if self._watching[client] >= MAX_WATCHED_JOBS:
             raise ApiError(
                 429,
-                f"You watch {MAX_WATCHED_JOBS} jobs already; ask for them at /jobs/ID instead.",
+                f"You are watching {MAX_WATCHED_JOBS} jobs already; poll /jobs/ID instead.",
                 headers={"Retry-After": str(RETRY_SECONDS)},
             )
         return StreamingResponse(self._watched(job, client), media_type="text/event-stream")
@@ -268,10 +270,10 @@ class JobEndpoints:
     async def _job(self, request: Request) -> QueuedJob:
         name = request.path_params["id"]
         job = await anyio.to_thread.run_sync(self._store.queue.get, name)
-        # Another's job is answered as one that never was: even that it exists is nobody else's business.
+        # The response for a job of another owner does not reveal that it exists.
         if job is None or job.queue != JOB_QUEUE or job.owner != key_owner(request):
             hours = self._handler.limits.keep_seconds / 3600
-            raise ApiError(404, f"There is no such job; what has ended is kept for {hours:g} hours.")
+            raise ApiError(404, f"There is no such job; jobs are kept for {hours:g} hours after their end.")
         return job
 
     async def _job_response(self, job: QueuedJob, status: int, prefix: str = "") -> Response:
@@ -306,7 +308,7 @@ class JobEndpoints:
         async def answer(request: Request) -> Response:
             try:
                 response: Response = await respond(request)
-            except Exception as error:  # noqa: BLE001 - the edge, as in UploadHandler.handle
+            except Exception as error:  # noqa: BLE001 - every error becomes a response, as in UploadHandler.handle
                 response = api_error_response(to_api_error(error))
             return response
 
@@ -314,7 +316,7 @@ class JobEndpoints:
 
 
 def _result_value(job: QueuedJob, name: str, header: str) -> Any:
-    """What is known of the result of a job; the answers of version 0.1 have it in their headers alone."""
+    """A value of the result of a job; results of version 0.1 have it only in their headers."""
     if job.state != "done":
         return None
     return job.result[name] if name in job.result else json.loads(job.result["headers"][header])
@@ -326,7 +328,7 @@ def _remarks(job: QueuedJob) -> list[ScanWarningReport] | None:
 
 
 class _ProgressReporter:
-    """How far a scan is, and when it will be done if it goes on so."""
+    """Stores the progress of a scan and an estimate of the remaining time."""
 
     def __init__(self, task: RunningJob) -> None:
         self._task = task

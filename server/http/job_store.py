@@ -1,13 +1,13 @@
-"""The folder of `--state`: jobs, their uploads and their results, whole after whatever happened.
+"""The folder of `--state`: jobs, their uploads and their results, consistent after a crash or a power cut.
 
-    lock             held by the one server that works here
+    lock             lock file of the one server that works here
     jobs.sqlite3     the queue
-    uploads/ID/      the files of a job that has not ended, or of a case, which is shown in other forms afterwards
-    results/ID       the answer of a job that is done
-    work/            what is not finished; emptied at every start
+    uploads/ID/      files of a job that has not ended, or of a viewer bundle, for conversion to other output formats
+    results/ID       result of a job that is done
+    work/            unfinished files; emptied at every start
 
-An upload is complete in uploads/ before its job is in the queue, and a result complete in results/ before its job is
-done. So a file without a row of the queue was never promised to anybody, and is deleted at the next start.
+An upload is complete in uploads/ before its job is added to the queue, and a result is complete in results/ before its
+job is done. A file without a row in the queue was therefore never acknowledged, and is deleted at the next start.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from server.http.uploads import Upload
 from server.jobs.deletion import empty_folder, remove
 from server.jobs.queue import ENDED_STATES, JobState, Queue, QueuedJob
 
-JOB_QUEUE = "segment"  # the queue of these jobs
+JOB_QUEUE = "segment"  # kind of these jobs in the queue
 
 
 @dataclass(frozen=True)
 class JobStore:
-    """A state folder that this process holds."""
+    """A state folder that this process has locked."""
 
     folder: Path
     queue: Queue
 
     @classmethod
     def open(cls, folder: Path) -> JobStore:
-        """Make the folder what it says, and free what a former server had begun.
+        """Open or create a state folder; release jobs that an earlier server had started and delete unknown files.
 
         Raises:
-            InputError, QueueError: it holds no database that this version reads, or cannot be written.
+            InputError, QueueError: The database cannot be read by this version, or the folder cannot be written.
         """
         for name in ("uploads", "results", "work"):
             (folder / name).mkdir(exist_ok=True)
@@ -56,31 +56,31 @@ class JobStore:
 
     @property
     def uploads(self) -> Path:
-        """Folders of the jobs whose upload is needed."""
+        """Folder of the uploads that are still needed, one folder per job."""
         return self.folder / "uploads"
 
     @property
     def results(self) -> Path:
-        """Files of jobs that are done."""
+        """Folder of the results, one file per job that is done."""
         return self.folder / "results"
 
     @property
     def work(self) -> Path:
-        """Unfinished things."""
+        """Folder for unfinished files."""
         return self.folder / "work"
 
     def accept(self, upload: Upload, folder: Path, details: dict[str, Any], **put: Any) -> QueuedJob:
-        """Make a job of an upload; when this returns, a power cut cannot take it away.
+        """Make a job of an upload; when this returns, the job survives a power cut.
 
         Args:
-            upload: files and fields.
-            folder: where the files are, on the volume of this folder; it is moved.
-            details: what else the work needs.
-            put: further arguments of :meth:`Queue.put`.
+            upload: Files and fields of the upload.
+            folder: Folder of the files, on the same volume as the state folder; it is moved.
+            details: Further data for the work.
+            put: Further arguments of :meth:`Queue.put`.
 
         Raises:
-            QueueFull, QueueError: see there.
-            ApiError: 422, the key is that of a job with another ``digest`` in ``details``.
+            QueueFull, QueueError: See :meth:`Queue.put`.
+            ApiError: 422, the key belongs to a job with another ``digest`` in its ``details``.
         """
         payload = {
             "files": [file.name for file in upload.files],
@@ -104,7 +104,7 @@ class JobStore:
         return job
 
     def _digest_of(self, job: QueuedJob) -> str | None:
-        """The digest of the request of a job; None where a version before 0.2 accepted it and its upload is gone."""
+        """The digest of a job's request; None if a version before 0.2 accepted it and its upload was deleted."""
         payload, folder = job.payload, self.uploads / job.id
         if "digest" in payload:
             return str(payload["digest"])
@@ -116,7 +116,7 @@ class JobStore:
             return None
 
     def copy_upload(self, job: QueuedJob) -> tuple[Upload, Path]:
-        """The files of a job in a new folder, which the work may fill and has to delete."""
+        """Link or copy the files of a job into a new folder, which the caller may write into and has to delete."""
         folder = Path(tempfile.mkdtemp(prefix=f"{job.id}-", dir=self.work))
         payload = job.payload
         try:
@@ -127,12 +127,12 @@ class JobStore:
             raise
         channels = {name: tuple(folder / file for file in files) for name, files in payload["channels"].items()}
         files = tuple(folder / name for name in payload["files"])
-        # The model that was meant when it was accepted, also where the server has others since.
+        # The model that was selected when the job was accepted, even if the server has other models now.
         fields = {**payload["fields"], "model": payload["model"]}
         return Upload(files, channels, fields, payload["received"], payload.get("dicom", False)), folder
 
     def save_result(self, job: QueuedJob, answer: EncodedResult) -> dict[str, Any]:
-        """Write a result, and say what the queue is to know of it."""
+        """Write a result and return the values that the queue stores with the job."""
         replace_file(self.results / job.id, answer.body)
         return {
             "media_type": answer.media_type,
@@ -143,22 +143,22 @@ class JobStore:
         }
 
     def clean_up(self, job: QueuedJob) -> None:
-        """Delete what a job that has ended does not need any more."""
+        """Delete the upload of a job that has ended, unless it is still needed."""
         if not _needs_upload(job):
             remove(self.uploads / job.id)
 
     def delete(self, job: QueuedJob) -> None:
-        """Delete a job that has ended, and its result."""
+        """Delete a job that has ended, with its upload and its result."""
         if self.queue.delete(job.id):
             remove(self.results / job.id)
             remove(self.uploads / job.id)
 
     def count(self) -> dict[JobState, int]:
-        """How many jobs there are in each state."""
+        """Number of jobs in each state."""
         return self.queue.count(JOB_QUEUE)
 
     def delete_expired(self, seconds: float) -> None:
-        """Delete the jobs that ended so long ago."""
+        """Delete the jobs that ended more than ``seconds`` ago."""
         for job in self.queue.jobs(*ENDED_STATES, queue=JOB_QUEUE, before=time.time() - seconds):
             self.delete(job)
 

@@ -1,4 +1,4 @@
-"""How much the server takes on: bytes of an upload, scans at a time, seconds of patience; and how it says no."""
+"""Limits of a server process: upload sizes, concurrent requests and times; and the error of a rejected request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RETRY_SECONDS = 5
 
 
 class ApiError(SemisegError):
-    """A request that is answered with ``status`` and one sentence."""
+    """An error response with a status and one sentence."""
 
     def __init__(self, status: int, sentence: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(sentence)
@@ -28,23 +28,24 @@ class ApiError(SemisegError):
 
 
 class Limits(BaseModel):
-    """What one server process accepts.
+    """Limits of one server process.
 
     Attributes:
-        upload_bytes: the largest request body.
-        files: the most files in one upload.
-        parallel: scans segmented at the same time; each holds its volume in memory.
-        waiting: further requests that may be uploading or waiting their turn.
-        per_client: requests that one client may have in the house at once; a client is who owns an API key, or an
-            address where there are no keys. Where requests may wait, the last place is never the same client's.
-        connections_per_address: open connections of one address that is no configured proxy's.
-        queued: jobs that may wait.
-        queued_per_client: jobs of one client that may wait.
-        disk_bytes: what an upload must leave free on the volume where it is written.
-        idle_seconds: how long an upload may stand still.
-        request_seconds: how long a request may take from its first byte to the answer.
-        stop_seconds: how long running requests may go on after the server was told to stop.
-        keep_seconds: how long a job and its result are kept after its end.
+        upload_bytes: Maximum size of a request body in bytes.
+        files: Maximum number of files in one upload.
+        parallel: Number of scans that are segmented at the same time; each holds its volume in memory.
+        waiting: Number of further requests that may upload or wait for a slot.
+        per_client: Maximum number of concurrent requests of one client, which is the owner of an API key or, on a
+            server without keys, an address. Unless ``waiting`` is 0, one client may have at most ``parallel`` +
+            ``waiting`` - 1 requests, so that others are admitted, too.
+        connections_per_address: Maximum number of open connections of one address that is not a trusted proxy.
+        queued: Maximum number of waiting jobs.
+        queued_per_client: Maximum number of waiting jobs of one client.
+        disk_bytes: Bytes that an upload must leave free on the volume on which it is written.
+        idle_seconds: Time in seconds for which an upload may stall.
+        request_seconds: Time in seconds that a request may take from its first byte to the response.
+        stop_seconds: Time in seconds that running requests have to end after the server was asked to stop.
+        keep_seconds: Time in seconds for which a job and its result are kept after its end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,10 +66,10 @@ class Limits(BaseModel):
 
 
 class AdmissionControl:
-    """Counts the requests in the house, so that a crowd, or a full disk, is turned away before it does harm."""
+    """Admits requests within the concurrency limits while the disk has enough free space."""
 
     def __init__(self, limits: Limits, folder: Path) -> None:
-        """Count none; ``folder`` is where uploads go."""
+        """Start without requests; ``folder`` is the folder of the uploads."""
         self._most = limits.parallel + limits.waiting
         self._most_of_client = min(limits.per_client, self._most - 1) if limits.waiting else limits.per_client
         self._limits = limits
@@ -77,17 +78,17 @@ class AdmissionControl:
 
     @contextlib.contextmanager
     def admit(self, client: str) -> Iterator[None]:
-        """Hold a place for ``client`` while the block runs; only to be called from the event loop.
+        """Count a request of ``client`` while the block runs; only to be called from the event loop.
 
         Raises:
-            ApiError: 429, the client has enough of them; 503, all places are taken; 507, the disk is nearly full.
+            ApiError: 429, the client has reached its limit; 503, the server has; 507, the disk is nearly full.
         """
         again = {"Retry-After": str(RETRY_SECONDS)}
         if self._inside[client] >= self._most_of_client:
             raise ApiError(
                 429,
-                f"You have {self._inside[client]} requests here already, as many as one client may; wait for one of "
-                "them.",
+                f"You have {self._inside[client]} requests running already, which is the limit for one client; wait "
+                "until one of them ends.",
                 headers=again,
             )
         if (inside := self._inside.total()) >= self._most:
@@ -105,19 +106,19 @@ class AdmissionControl:
 
 
 def require_disk_space(folder: Path, limits: Limits) -> None:
-    """Turn an upload away while the disk is nearly full.
+    """Raise an error if the disk is nearly full.
 
     Raises:
-        ApiError: 507.
+        ApiError: 507, fewer than ``limits.disk_bytes`` are free.
     """
     if free_bytes(folder) < limits.disk_bytes:
         raise disk_full_error()
 
 
 def disk_full_error() -> ApiError:
-    """The refusal of a server whose disk is full."""
+    """Make the error of a server whose disk is full."""
     return ApiError(
         507,
-        "The server's disk is nearly full; its operator has to make room before it takes another scan.",
+        "The server's disk is nearly full; its operator has to free space before it accepts another scan.",
         headers={"Retry-After": "60"},
     )

@@ -1,7 +1,7 @@
-"""What Prometheus learns: how many requests, how long each stage takes, what waits, what was refused and why.
+"""Prometheus metrics: requests, seconds per stage, jobs by state, and rejected uploads by reason.
 
-One registry of the process, beside the one that the library fills for everybody: nothing in it grows with what clients
-write, because a request is counted by the route that took it and never by its path.
+The process has a registry of its own, separate from the default registry of the library. The number of its series does
+not depend on what clients send, because a request is counted by its route and never by its path.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
 class Metrics:
-    """Figures of one server process; to be made once."""
+    """Metrics of one server process; to be created once."""
 
     def __init__(self, models: ServedModels, folder: Path, job_store: JobStore | None) -> None:
-        """Count nothing yet.
+        """Create all metrics with the value 0.
 
         Args:
-            models: whose engines are told.
-            folder: whose volume's free bytes are told.
-            job_store: whose jobs are told, where there are any.
+            models: Models whose engines are reported.
+            folder: Folder for whose volume the free bytes are reported.
+            job_store: Store whose jobs are counted; None if jobs are turned off.
         """
         from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 
-        disable_created_metrics()  # a time beside each counter, of use to nobody here
+        disable_created_metrics()  # the creation time of each counter, which is not needed
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
@@ -47,20 +47,20 @@ class Metrics:
         )
         self._request_seconds = Histogram(
             "semiseg_request_seconds",
-            "Seconds from a request's head to the end of its answer",
+            "Seconds from a request's head to the end of its response",
             labelnames=["route"],
             buckets=_BUCKETS,
             registry=self.registry,
         )
         self._refused = Counter(
-            "semiseg_refused", "Uploads that were refused", labelnames=["reason"], registry=self.registry
+            "semiseg_refused", "Uploads that were rejected", labelnames=["reason"], registry=self.registry
         )
         self._windows = Counter(
             "semiseg_windows", "Windows that the network ran", labelnames=["model"], registry=self.registry
         )
         self._network_seconds = Counter(
             "semiseg_network_seconds",
-            "Seconds in which it ran them: windows over seconds is its speed",
+            "Seconds in which the network ran them; windows divided by seconds is its speed",
             labelnames=["model"],
             registry=self.registry,
         )
@@ -75,27 +75,27 @@ class Metrics:
         self.registry.register(_LiveCollector(models, folder, job_store))
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
-        """One more request was answered."""
+        """Count a request that was answered."""
         self._requests.labels(route=route, status=str(status)).inc()
         self._request_seconds.labels(route=route).observe(seconds)
 
     def count_refusal(self, status: int) -> None:
-        """One more upload was refused."""
+        """Count an upload that was rejected."""
         self._refused.labels(reason=REFUSAL_REASONS.get(status, "other")).inc()
 
     def count_scan(self, model: str, timing: Timing) -> None:
-        """One more scan was segmented."""
+        """Count a scan that was segmented, with its windows and the seconds of its stages."""
         self._windows.labels(model=model).inc(timing.network_windows)
         self._network_seconds.labels(model=model).inc(timing.seconds.get("network", 0.0))
         for stage, seconds in timing.seconds.items():
             self._seconds.labels(stage=stage).observe(seconds)
 
     def count_ended_job(self, state: str) -> None:
-        """One more job ended."""
+        """Count a job that ended."""
         self._ended.labels(state=state).inc()
 
     def text(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         from prometheus_client import generate_latest
 
         return generate_latest(self.registry)
@@ -116,7 +116,7 @@ REFUSAL_REASONS = {
 
 
 class _LiveCollector:
-    """What is read when it is asked for."""
+    """Metrics whose values are read when they are requested."""
 
     def __init__(self, models: ServedModels, folder: Path, job_store: JobStore | None) -> None:
         self._models, self._folder, self._job_store = models, folder, job_store
@@ -124,13 +124,13 @@ class _LiveCollector:
     def collect(self) -> Iterable[Metric]:
         from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily
 
-        engines = InfoMetricFamily("semiseg_model", "Models, and what runs them", labels=["model"])
+        engines = InfoMetricFamily("semiseg_model", "Models with their engine and precision", labels=["model"])
         for name, model in self._models.by_name.items():
             identity = model.identity
             told = {"engine": identity.engine or "", "precision": identity.precision, "sha256": identity.sha256 or ""}
             engines.add_metric([name], told)
         yield engines
-        ready = GaugeMetricFamily("semiseg_ready", "1 once every model is warm")
+        ready = GaugeMetricFamily("semiseg_ready", "1 once every model is warmed up")
         ready.add_metric([], float(self._models.ready))
         yield ready
         free = GaugeMetricFamily("semiseg_disk_free_bytes", "Free bytes where uploads and results are written")

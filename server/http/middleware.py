@@ -1,4 +1,4 @@
-"""What every request passes: its route is known, its key good, security headers added, and a line written."""
+"""Middleware for all requests: checks the route, the host and the API key, adds security headers, and logs a line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from server.keys import ApiKeys, key_from_headers
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# In the place of a path in logs and metrics, where a path that somebody made up has no business.
+# Names of routes for logs and metric labels, so that arbitrary request paths never reach them.
 ROUTE_NAMES = (
     (re.compile(r"/(segment|jobs|models|docs\.json|metrics|livez|readyz|healthz)?"), None),
     (re.compile(r"/jobs/[^/]+"), "/jobs/{id}"),
@@ -27,13 +27,13 @@ ROUTE_NAMES = (
     (re.compile(r"/jobs/[^/]+/events"), "/jobs/{id}/events"),
     (re.compile(r"/page/[A-Za-z0-9_.-]+"), "/page"),
 )
-PROBES = ("/livez", "/readyz", "/healthz")  # asked by whatever name an orchestrator has
-PUBLIC_ROUTES = ("/", "/page", *PROBES)  # what is answered without a key: nothing in it is anybody's
-UNLOGGED_ROUTES = ("/livez", "/readyz", "/healthz", "/metrics", "/page")  # what is asked for all the time
+PROBES = ("/livez", "/readyz", "/healthz")  # allowed under every host name, since orchestrators use various ones
+PUBLIC_ROUTES = ("/", "/page", *PROBES)  # need no key, since they return no user's data
+UNLOGGED_ROUTES = ("/livez", "/readyz", "/healthz", "/metrics", "/page")  # requested too often for the log
 
 SECURITY_HEADERS = {
     "Cache-Control": "no-store",
-    # The viewer may compile WebAssembly and read what it was given as blob: addresses; all else is our own.
+    # The viewer may compile WebAssembly and load data: and blob: URLs; everything else comes from this server.
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' "
     "'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
     "font-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -49,12 +49,12 @@ _LOG = logging.getLogger("semiseg.requests")
 
 
 class RequestMiddleware:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware for the whole application."""
 
     def __init__(
         self, app: ASGIApp, *, keys: ApiKeys, metrics: Metrics, guard: BrowserGuard, proxies: TrustedProxies
     ) -> None:
-        """Let ``app`` answer what gets through."""
+        """Wrap ``app``, which gets the requests that pass all checks."""
         self._app = app
         self._keys = keys
         self._metrics = metrics
@@ -62,7 +62,7 @@ class RequestMiddleware:
         self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -76,7 +76,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if route == "/page":  # the viewer is large, and no secret: the browser asks whether it has changed
+                if route == "/page":  # the viewer is large and public: browsers may cache and revalidate it
                     message["headers"].append((b"cache-control", b"no-cache"))
                 add_security_headers(message)
             await send(message)
@@ -84,16 +84,16 @@ class RequestMiddleware:
         try:
             try:
                 if route is None:
-                    raise ApiError(404, "There is nothing at this address; the page / describes what there is.")
+                    raise ApiError(404, "There is nothing at this URL; /docs.json describes the interface.")
                 if route not in PROBES and (found := self._guard.check(scope)) is not None:
                     raise ApiError(*found)
                 if self._keys.required and route not in PUBLIC_ROUTES:
                     scope["semiseg.owner"] = authenticate(self._keys, scope)
                 await self._app(scope, receive, send_with_headers)
-            except Exception as error:  # noqa: BLE001 - the outermost edge
+            except Exception as error:  # noqa: BLE001 - every error becomes a response
                 refusal = to_api_error(error)
                 if status:
-                    raise ConnectionAbortedError("The answer broke off; its beginning is sent already.") from None
+                    raise ConnectionAbortedError("The response failed after its beginning was sent.") from None
                 await api_error_response(refusal)(scope, receive, send_with_headers)
         finally:
             seconds = time.monotonic() - since
@@ -106,41 +106,41 @@ KNOWN_METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
 
 
 def authenticate(keys: ApiKeys, scope: Scope, hint: str = "") -> str:
-    """The owner of the key that a request carries.
+    """Return the owner of the API key of a request.
 
     Args:
         keys: The server's keys.
-        scope: The request.
-        hint: Another way to send a key, for the sentence to a client that sent none.
+        scope: ASGI scope of the request.
+        hint: Another way to send a key, for the error message if none was sent.
 
     Raises:
-        ApiError: 401, there is no key, or not a good one; 503, the keys cannot be read.
+        ApiError: 401, there is no key or it is not valid; 503, the keys cannot be read.
     """
     challenge = {"WWW-Authenticate": "Bearer"}
     key = key_from_headers(scope["headers"])
     if key is None:
-        words = f"This server asks for an API key: send the header `Authorization: Bearer KEY`{hint}."
+        words = f"This server needs an API key: send the header `Authorization: Bearer KEY`{hint}."
         raise ApiError(401, words, headers=challenge)
     try:
         owner = keys.find_owner(key)
     except InputError as error:
         _LOG.error("%s", error)
-        words = "The server's API keys cannot be read; its operator has to look at them."
+        words = "The server's API keys cannot be read; its operator has to check them."
         raise ApiError(503, words, headers={"Retry-After": str(RETRY_AFTER)}) from None
     if owner is None:
-        raise ApiError(401, "The API key is not one of this server's, or not any more.", headers=challenge)
+        raise ApiError(401, "The API key is not, or no longer, valid on this server.", headers=challenge)
     return owner
 
 
 def add_security_headers(message: Message) -> None:
-    """Add :data:`SECURITY_HEADERS` to the start of an answer; those that it has already stay."""
+    """Add :data:`SECURITY_HEADERS` to the start of a response; headers that it has already are kept."""
     there = {name.lower() for name, _ in message["headers"]}
     more = ((name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items())
     message["headers"] = [*message["headers"], *(one for one in more if one[0] not in there)]
 
 
 def log_request(scope: Scope, route: str, status: int, seconds: float) -> None:
-    """Write the line about a request that was answered."""
+    """Log a request that was answered."""
     fields = {
         "request": secrets.token_hex(4),
         "method": scope["method"] if scope["method"] in KNOWN_METHODS else "other",
@@ -153,7 +153,7 @@ def log_request(scope: Scope, route: str, status: int, seconds: float) -> None:
 
 
 def route_name(path: str) -> str | None:
-    """The route that a path belongs to, as logs and metrics name it; None for a path that nobody answers."""
+    """The route of a path, as it is named in logs and metrics; None for an unknown path."""
     for pattern, name in ROUTE_NAMES:
         if pattern.fullmatch(path):
             return name or path

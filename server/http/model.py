@@ -1,4 +1,4 @@
-"""One model of a server process: opened at start, warmed up beside it, shared by all requests."""
+"""A model of a server process: opened at start, warmed up in the background, and shared by all requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,16 @@ _LOG = logging.getLogger("semiseg.server")
 
 
 class ModelSettings(BaseModel):
-    """Which bundle, and how its network is run; None takes the bundle's choice, all CPU threads, the fastest graph."""
+    """A bundle and how its network is run.
+
+    Attributes:
+        bundle: Folder of the bundle.
+        threads: Number of CPU threads; None uses all that the process may use.
+        window: Size of the sliding window in voxels; None takes the bundle's.
+        overlap: Overlap of neighbouring windows; None takes the bundle's.
+        batch: Number of windows that are run at once.
+        precision: Precision of the graph; None takes the fastest one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,7 +44,7 @@ class ModelSettings(BaseModel):
 
 
 class ServedModel:
-    """A model that is open, and ready once it has run its first window."""
+    """An open model; it is ready once it has run its first window."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -47,24 +56,24 @@ class ServedModel:
         """Verify the bundle and load its graph.
 
         Raises:
-            BundleError: the bundle is incomplete, altered, or of another version.
-            EngineError: the inference library cannot load the graph.
-            InputError: a setting that this model does not allow, or a precision that it does not have here.
+            BundleError: The bundle is incomplete, altered, or has another version.
+            EngineError: The inference library cannot load the graph.
+            InputError: The model does not allow a setting, or the precision is not available here.
         """
         bundle = open_bundle(settings.bundle)
-        # Parallel scans share one session; without a limit its threads are already as many as the process may use.
+        # Parallel scans share one session, so its threads may be as many as the process may use.
         threads = settings.threads or usable_processors()
         choice = choose_engine(bundle, threads=threads, precision=settings.precision)
         for one in choice.candidates[: choice.candidates.index(choice.selected)]:
-            _LOG.info("Not run by %s in %s: %s", one.engine_and_device, one.precision, one.reason)
+            _LOG.info("Engine %s in %s is not used: %s", one.engine_and_device, one.precision, one.reason)
         taken = choice.selected
-        _LOG.info("Run by %s in %s: %s", taken.engine_and_device, taken.precision, taken.reason)
+        _LOG.info("Engine %s in %s is used: %s", taken.engine_and_device, taken.precision, taken.reason)
         tiling = SlidingWindowOptions(window=settings.window, overlap=settings.overlap, batch=settings.batch)
         return cls(Predictor.from_selection(bundle.manifest, choice, tiling))
 
     @property
     def segmenter(self) -> Segmenter:
-        """The predictor's sliding window."""
+        """The sliding-window segmenter of the predictor."""
         return self.predictor.segmenter
 
     @property
@@ -74,11 +83,11 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether the warm-up is done and the next scan will not wait for it."""
+        """True if the warm-up is done, so that the next scan does not wait for it."""
         return self._ready.is_set()
 
     def warm_up(self) -> None:
-        """Run a first window; afterwards the model is ready, or :attr:`failure` says why it cannot be used."""
+        """Run a first window; afterwards the model is ready, or :attr:`failure` holds the error."""
         try:
             self.segmenter.warm_up()
         except SemisegError as error:
@@ -86,4 +95,4 @@ class ServedModel:
             _LOG.error("The model %s cannot be used: %s", self.identity.name, error)
         else:
             self._ready.set()
-            _LOG.info("Model %s is warm", self.identity.name)
+            _LOG.info("Model %s is warmed up", self.identity.name)

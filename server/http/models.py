@@ -13,57 +13,57 @@ from server.http.schemas import ModelEntry
 
 
 class ServedModels:
-    """At least one model; which of several is meant, the request says."""
+    """The models of a server, at least one; a request selects one of several by name."""
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
-        """Keep them under their names.
+        """Store the models by their names.
 
         Raises:
-            InputError: two have one name.
+            InputError: Two models have the same name.
         """
         self.by_name = {model.identity.name: model for model in models}
         if len(self.by_name) < len(models):
             names = [model.identity.name for model in models]
             twice = next(name for name in names if names.count(name) > 1)
             raise InputError(
-                f"Two of the bundles are named {twice}; a request could not say which one it means. Export one of them "
-                "anew from a recipe with another `name`."
+                f"Two of the bundles are named {twice}, so that requests could not select one of them. Export one of "
+                "them again from a recipe with another `name`."
             )
 
     @classmethod
     def open(cls, settings: Sequence[ModelSettings]) -> ServedModels:
-        """Open each bundle; see :meth:`ServedModel.open` and :class:`ServedModels` for what is raised."""
+        """Open each bundle; for the errors see :meth:`ServedModel.open` and :class:`ServedModels`."""
         return cls([ServedModel.open(one) for one in settings])
 
     def select(self, name: str | None) -> ServedModel:
-        """The model that a request means.
+        """Return the model that a request selects; with one model, the name may be empty.
 
         Raises:
-            ApiError: 400, it names none of several, or one that is not here.
+            ApiError: 400, the name is missing although there are several models, or there is no such model.
         """
         names = ", ".join(self.by_name)
         if not name:
             if len(self.by_name) > 1:
-                raise ApiError(400, f"Name a model in the field `model`; here are {names}.")
+                raise ApiError(400, f"Name a model in the field `model`; this server has {names}.")
             (model,) = self.by_name.values()
         elif name in self.by_name:
             model = self.by_name[name]
         else:
-            raise ApiError(400, f"The field `model` names none of this server's models; here are {names}.")
+            raise ApiError(400, f"The field `model` names no model of this server; it has {names}.")
         return model
 
     @property
     def ready(self) -> bool:
-        """Whether all of them are warm."""
+        """True if all models are warmed up."""
         return all(model.ready for model in self.by_name.values())
 
     @property
     def failure(self) -> SemisegError | None:
-        """Why one of them cannot be used."""
+        """The error of the first model that cannot be used; None if there is none."""
         return next((model.failure for model in self.by_name.values() if model.failure is not None), None)
 
     def entries(self) -> list[ModelEntry]:
-        """What GET /models answers."""
+        """The documents of GET /models."""
         return [
             ModelEntry(
                 identity=model.identity,
@@ -77,9 +77,9 @@ class ServedModels:
         ]
 
     def warm_up_in_background(self, done: Callable[[], None]) -> None:
-        """Warm up in a thread of its own, so that /livez and /readyz answer meanwhile.
+        """Warm up in a separate thread, so that /livez and /readyz respond meanwhile.
 
-        ``done`` is called in that thread at the end; :attr:`failure` then says whether all can be used.
+        ``done`` is called in that thread at the end; :attr:`failure` is then None if all models can be used.
         """
 
         def run() -> None:

@@ -1,4 +1,4 @@
-"""A multipart body, written to the disk as it arrives and never beyond its limit; what its parts mean is the form's."""
+"""Parsing of a multipart body, whose files are written to the disk as they arrive, within the size limits."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ FLUSH_BYTES = MEGABYTE
 
 
 class FormWriter(ABC):
-    """Callbacks of the multipart parser, which only collect; :meth:`flush` writes, away from the event loop.
+    """Callbacks of the multipart parser, which only collect data; :meth:`flush` writes it, outside the event loop.
+
+    Subclasses decide what the parts mean.
 
     Attributes:
         folder: Folder for the files.
-        limits: The server's limits.
-        files: The files, in their order.
-        complete: Whether the end of the form was seen.
-        pending_bytes: Bytes that are not written yet.
+        limits: Limits of the server.
+        files: Files in the order of their parts.
+        complete: True if the end of the form was read.
+        pending_bytes: Number of bytes that are not written yet.
     """
 
     def __init__(self, folder: Path, limits: Limits) -> None:
-        """Begin a form without parts."""
+        """Create an empty form."""
         self.folder, self.limits = folder, limits
         self.files: list[Path] = []
         self.complete = False
@@ -40,32 +42,32 @@ class FormWriter(ABC):
 
     @abstractmethod
     def begin_part(self, name: str, filename: str | None) -> None:
-        """A part begins.
+        """Begin a part.
 
         Args:
-            name: Name of its field; empty where it has none.
-            filename: Name of its file; None for a text.
+            name: Name of its field; empty if it has none.
+            filename: Name of its file; None for a text field.
 
         Raises:
-            ApiError: The form does not take it.
+            ApiError: The form does not accept the part.
         """
 
     @abstractmethod
     def add_data(self, data: bytes) -> None:
-        """Bytes of the present part."""
+        """Add bytes to the current part."""
 
     def begin_file(self, file: Path) -> None:
-        """The present part goes into ``file``."""
+        """Write the data of the current part into ``file``."""
         self.files.append(file)
-        self._pending.append((file, b""))  # an empty file is a file, too
+        self._pending.append((file, b""))  # creates the file even if the part is empty
 
     def add_to_file(self, data: bytes) -> None:
-        """Bytes of the present part's file."""
+        """Add bytes to the file of the current part."""
         self._pending.append((self.files[-1], data))
         self.pending_bytes += len(data)
 
     def parser(self, boundary: bytes) -> MultipartParser:
-        """The parser that calls this form."""
+        """Create the parser that calls the methods of this form."""
         return MultipartParser(
             boundary,
             {
@@ -80,10 +82,10 @@ class FormWriter(ABC):
         )
 
     def flush(self) -> None:
-        """Write what was collected, in order, as long as there is room.
+        """Write the collected data to the files.
 
         Raises:
-            ApiError: There is no room.
+            ApiError: 507, the disk is nearly full.
         """
         require_disk_space(self.folder, self.limits)
         pending, self._pending, self.pending_bytes = self._pending, [], 0
@@ -96,7 +98,7 @@ class FormWriter(ABC):
             self._open.flush()
 
     def close(self) -> None:
-        """Close the file that is open."""
+        """Close the open file, if any."""
         if self._open is not None:
             self._open.close()
             self._open = None
@@ -126,14 +128,14 @@ async def receive_parts(form: FormWriter, body: RequestBody, boundary: bytes, *,
     """Receive a multipart body into a form.
 
     Args:
-        form: The form.
-        body: The body.
-        boundary: The boundary of its parts.
-        start: What was read of the body already.
+        form: Form that receives the parts.
+        body: Body of the request.
+        boundary: Boundary of the parts.
+        start: Bytes of the body that were read before.
 
     Raises:
-        ApiError: 400 malformed or without its end, 408 the upload stood still, 413 too large.
-        ClientDisconnect: The client went away before the end.
+        ApiError: 400, the body is malformed or incomplete; 408, the upload stalled; 413, it is too large.
+        ClientDisconnect: The client disconnected before the end.
     """
     parser = form.parser(boundary)
     chunk = start
@@ -157,10 +159,10 @@ async def receive_parts(form: FormWriter, body: RequestBody, boundary: bytes, *,
 
 
 def check_content_length(request: Request, limits: Limits) -> None:
-    """Refuse a body whose declared length is beyond the limit.
+    """Reject a body whose declared length exceeds the limit.
 
     Raises:
-        ApiError: 413, it is.
+        ApiError: 413, the declared length is too large.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limits.upload_bytes:
@@ -168,5 +170,5 @@ def check_content_length(request: Request, limits: Limits) -> None:
 
 
 def upload_too_large_error(limits: Limits) -> ApiError:
-    """The refusal of an upload beyond the limit."""
+    """Make the error of an upload that is too large."""
     return ApiError(413, f"The upload is larger than this server's limit of {limits.upload_bytes / MEGABYTE:g} MB.")

@@ -1,4 +1,4 @@
-"""What the server says about itself in /docs.json (OpenAPI 3.1): every address, field, answer and error."""
+"""The OpenAPI 3.1 document of the server, /docs.json: all paths, fields, responses and errors."""
 
 from __future__ import annotations
 
@@ -17,42 +17,48 @@ from server.http.uploads import CHANNEL_PREFIX, FILES_FIELD
 _REF = "#/components/schemas/{model}"
 
 ERRORS = {
-    400: "The request is not a usable form: no file in `scan`, an unknown field, an unknown `answer` or `model`, a "
-    "form that ends early, or a DICOM SEG asked for a NIfTI file.",
-    401: "The server asks for an API key, and the request has none or not a good one.",
-    403: "A page of another server sent it, or it calls the server by a name that is not its own, and the "
-    "server was not told to allow that.",
-    408: "The upload stood still for too long.",
+    400: "The form is not valid: it has no file in `scan`, an unknown field, an unknown `answer` or `model`, or no "
+    "end, or it requests an output format that the scan does not allow, such as a DICOM SEG of a NIfTI file.",
+    401: "The server needs an API key, and the request has none or an invalid one.",
+    403: "A page of another server sent the request, or the request has a host name that the server's configuration "
+    "does not allow.",
+    408: "The upload stalled for too long.",
     413: "The upload is larger, or has more files, than the server accepts.",
-    415: "The upload is not a multipart form, or what it holds is neither NIfTI (or another volume that is read) nor "
-    "DICOM nor a zip.",
-    422: "The upload is a scan that cannot be segmented: damaged, several series, slices that make no volume, another "
-    "number of channels than the model takes, an archive that unpacks to too much.",
-    429: "This client has as many requests here as it may; `Retry-After` says when to try again.",
-    500: "The server failed on this scan.",
-    503: "The model is still warming up, or the server is busy; `Retry-After` says when to try again.",
+    415: "The upload is not a multipart form, or it contains neither NIfTI (or another supported volume) nor DICOM nor "
+    "a zip.",
+    422: "The scan cannot be segmented: it is damaged, has several series, slices that form no volume, or another "
+    "number of channels than the model takes, or its archive unpacks to too much data.",
+    429: "This client has reached its limit of requests; the header `Retry-After` tells when to try again.",
+    500: "An unexpected error occurred on the server.",
+    503: "The model is still warming up, or the server is busy; the header `Retry-After` tells when to try again.",
     504: "The request took longer than the server allows.",
     507: "The server's disk is nearly full.",
 }
-JOB_ERRORS = (401, 403, 404, 500)  # of a job that was accepted
+JOB_ERRORS = (401, 403, 404, 500)  # errors of requests for an accepted job
 
 RESPONSE_HEADERS = {
-    "Server-Timing": "Milliseconds per stage: upload, reading, preprocessing, windows, network, blending, "
-    "deciding, restoring, comparing, writing.",
+    "Server-Timing": "Duration of each stage in milliseconds: upload, reading, preprocessing, windows, network, "
+    "blending, deciding, restoring, comparing, writing.",
     "X-Semiseg-Notice": NOTICE,
     "X-Semiseg-Model": "Identity of the model as JSON: name, sha256, method, version, precision, engine.",
-    "X-Semiseg-Millilitres": "Volume of each segment in ml, by name, as JSON; if that is long, `{}`.",
-    "X-Semiseg-Remarks": "What was noticed about the scan or done to it (a tilt corrected, slices missing), as JSON: a "
-    "list of pairs of a code and a sentence; if that is long, of codes and empty sentences.",
-    "X-Semiseg-Shortened": "The names of the headers that are in their short form, as JSON. Everything is in the "
-    "body: in the form `json`, in the SEG and SR, in the document of a job.",
-    "X-Semiseg-Windows": "Windows that the network ran.",
-    "Content-Disposition": "A file name for the answer.",
+    "X-Semiseg-Millilitres": "Volume of each segment in ml, by name, as JSON; `{}` if that would be too long.",
+    "X-Semiseg-Remarks": "Warnings about the scan and corrections of it (a tilt corrected, slices missing), as JSON: a "
+    "list of pairs of a code and a sentence; if that would be too long, of codes and empty sentences.",
+    "X-Semiseg-Shortened": "Names of the headers that are shortened, as JSON. The complete values are in the output "
+    "format `json`, in the SEG and SR, and in the document of a job.",
+    "X-Semiseg-Windows": "Number of windows that the network ran.",
+    "Content-Disposition": "File name for the result.",
 }
 
 
 def openapi_document(models: ServedModels, limits: Limits, *, jobs: bool) -> dict[str, Any]:
-    """The OpenAPI document of a server that answers with ``models`` within ``limits``, with ``jobs`` or without."""
+    """Make the OpenAPI document of a server.
+
+    Args:
+        models: Models of the server.
+        limits: Limits of the server.
+        jobs: True if the server has the endpoints below /jobs.
+    """
     schemas: dict[str, Any] = {}
     for model in (Report, ErrorAnswer, ModelEntry, *((JobAnswer,) if jobs else ())):
         schema = model.model_json_schema(ref_template=_REF, mode="serialization")
@@ -74,24 +80,35 @@ def openapi_document(models: ServedModels, limits: Limits, *, jobs: bool) -> dic
             "/models": {
                 "get": _get(
                     "models",
-                    "The models, and a card of each",
+                    "List the models",
+                    "The models of this server, each with its model card.",
                     {"type": "array", "items": {"$ref": _REF.format(model=ModelEntry.__name__)}},
                     (401,),
                 )
             },
-            "/livez": {"get": _probe("Alive", {"200": "The process answers."})},
+            "/livez": {"get": _probe("Check that the process is alive", {"200": "The process is alive."})},
             "/readyz": {
-                "get": _probe("Ready", {"200": "Every model is loaded and warm.", "503": "One is warming up."})
+                "get": _probe(
+                    "Check that the models are ready",
+                    {"200": "All models are loaded and warmed up.", "503": "A model is still warming up."},
+                )
             },
             "/metrics": {
-                "get": _probe("Prometheus metrics", {"200": "In Prometheus' text format.", "401": ERRORS[401]})
+                "get": _probe(
+                    "Read the metrics", {"200": "The metrics in Prometheus' text format.", "401": ERRORS[401]}
+                )
             },
         },
         "components": {
             "schemas": schemas,
             "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer", "description": "An API key, where the server has any."},
-                "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same."},
+                "key": {"type": "http", "scheme": "bearer", "description": "API key, if the server needs one."},
+                "header": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "X-API-Key",
+                    "description": "API key, if the server needs one.",
+                },
             },
         },
     }
@@ -102,11 +119,11 @@ def _segment(form: dict[str, Any]) -> dict[str, Any]:
         "operationId": "segment",
         "summary": "Segment one scan",
         "description": "Send a volume in one file (NIfTI, NRRD, MetaImage, MGH), a zip of a DICOM series or of "
-        "one such volume, or several DICOM files, each as a part named `scan`. A header and its data file (.hdr and "
-        ".img, .mhd and .raw, .nhdr) are sent together or as a zip. The file's content decides its type, not its "
-        "name. The answer lies on the scan's own grid. The server keeps nothing of it. With the header "
-        f"`Accept: {RESULTS_MEDIA_TYPE}` any answer comes as a zip with a folder for each form, and the report in its "
-        "folder `json`.",
+        "one such volume, or several DICOM files, each as a part named `scan`. Send a header and its data file (.hdr "
+        "and .img, .mhd and .raw, .nhdr) together or as a zip. The file's content decides its type, not its "
+        "name. The segmentation has the grid of the scan. The server keeps neither the scan nor the result. With the "
+        f"header `Accept: {RESULTS_MEDIA_TYPE}` the result is always a zip with a folder for each output format, and "
+        "with the report in the folder `json`.",
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {"200": _segmentation(RESULTS_MEDIA_TYPE), **_errors(*ERRORS)},
     }
@@ -119,63 +136,72 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
             "name": "id",
             "in": "path",
             "required": True,
-            "description": "As POST /jobs answered it.",
+            "description": "Identifier of the job, from the response of POST /jobs.",
             "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
         }
     ]
     again = {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "Two uploads of one client with one such key are one job, for as long as the job is kept, also "
-        "after its end: send it again when an answer is lost. With another scan or other options the key is refused "
-        "(422).",
+        "description": "Uploads of one client with the same key make one job, for as long as the job is kept, also "
+        "after its end. If a response was lost, repeat the request with the same key. A request with the same key but "
+        "another scan or other options is rejected (422).",
         "schema": {"type": "string", "minLength": 1, "maxLength": 200},
     }
     only = {
         "name": "only",
         "in": "query",
-        "description": "`stop` leaves a job that has ended as it is.",
+        "description": "With `stop`, a job that has ended is not deleted.",
         "schema": {"type": "string", "enum": ["stop"]},
     }
     form_again = {
         "name": "answer",
         "in": "query",
-        "description": "Another form than the job was sent with, where that was `case`.",
+        "description": "Output format of the result, if the job was sent with `answer` = `case`; the default is the "
+        "format that the job was sent with.",
         "schema": form["properties"]["answer"],
     }
     accepted = {
-        "description": "The scan is on the server's disk and will be segmented, even if the server is stopped.",
-        "headers": {"Location": {"description": "The job's address.", "schema": {"type": "string"}}},
+        "description": "The job was accepted. The scan is stored on the server's disk and will be segmented, even if "
+        "the server is restarted in between.",
+        "headers": {"Location": {"description": "URL of the job.", "schema": {"type": "string"}}},
         "content": {"application/json": {"schema": job}},
     }
     stopping = {
-        "description": "It will stop after the window that runs.",
+        "description": "The job is running and will stop after the current window.",
         "content": {"application/json": {"schema": job}},
     }
-    events = {"description": "Events named `job`.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    events = {
+        "description": "Server-sent events named `job`; the data of each is the document of the job.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
     return {
         "/jobs": {
             "post": {
                 "operationId": "postJob",
-                "summary": "Let a scan be segmented, and ask for the answer later",
+                "summary": "Submit a scan as a job whose result is fetched later",
                 "parameters": [again],
                 "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
                 "responses": {
                     "202": accepted,
                     **_errors(*(set(ERRORS) - {422})),
-                    "422": _error("The Idempotency-Key was sent before with another scan or with other options."),
+                    "422": _error("The Idempotency-Key was already used with another scan or other options."),
                 },
             }
         },
         "/jobs/{id}": {
             "parameters": one,
-            "get": _get("getJob", "How far a job is", job, JOB_ERRORS),
+            "get": _get("getJob", "Read the state of a job", "The state and progress of the job.", job, JOB_ERRORS),
             "delete": {
                 "operationId": "deleteJob",
-                "summary": "Stop a job, or delete one that has ended, with its result",
+                "summary": "Cancel a job, or delete a job that has ended, with its result",
                 "parameters": [only],
                 "responses": {
-                    "200": {"description": "It is.", "content": {"application/json": {"schema": job}}},
+                    "200": {
+                        "description": "The job was cancelled or deleted. With `only=stop`, a job that had ended is "
+                        "unchanged.",
+                        "content": {"application/json": {"schema": job}},
+                    },
                     "202": stopping,
                     **_errors(*JOB_ERRORS),
                 },
@@ -185,7 +211,7 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
             "parameters": one,
             "get": {
                 "operationId": "getResult",
-                "summary": "The segmentation",
+                "summary": "Fetch the result of a job",
                 "parameters": [form_again],
                 "responses": {
                     "200": _segmentation(),
@@ -199,29 +225,29 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
             "parameters": one,
             "get": {
                 "operationId": "watchJob",
-                "summary": "The job at each change, as server-sent events, until it ends",
+                "summary": "Watch a job: a server-sent event for each change, until it ends",
                 "responses": {"200": events, **_errors(*JOB_ERRORS)},
             },
         },
     }
 
 
-def _get(name: str, summary: str, schema: dict[str, Any], errors: Iterable[int]) -> dict[str, Any]:
+def _get(name: str, summary: str, description: str, schema: dict[str, Any], errors: Iterable[int]) -> dict[str, Any]:
     return {
         "operationId": name,
         "summary": summary,
         "responses": {
-            "200": {"description": summary + ".", "content": {"application/json": {"schema": schema}}},
+            "200": {"description": description, "content": {"application/json": {"schema": schema}}},
             **_errors(*errors),
         },
     }
 
 
 def _segmentation(*more: str) -> dict[str, Any]:
-    """The answer to a scan in any form, or of another media type of ``more``."""
+    """The response with a segmentation, in the media types of the output formats and those in ``more``."""
     types = dict.fromkeys([*(form.media_type for form in FORMAT_TRAITS.values()), *more])
     return {
-        "description": "The segmentation, in the form asked for.",
+        "description": "The segmentation, in the requested output format.",
         "headers": {
             name: {"description": text, "schema": {"type": "string"}} for name, text in RESPONSE_HEADERS.items()
         },
@@ -251,45 +277,46 @@ def _form(models: ServedModels, limits: Limits) -> dict[str, Any]:
                 "minItems": 1,
                 "maxItems": limits.files,
                 "items": {"type": "string", "format": "binary"},
-                "description": f"The file or files of one scan, {limits.upload_bytes / MEGABYTE:g} MB in all at "
-                "most: one NIfTI file or other volume (4D for several channels), DICOM files or a zip of them, of "
-                "which each channel gets the one series that its rule lets through.",
+                "description": "The file or files of one scan, with a total size of at most "
+                f"{limits.upload_bytes / MEGABYTE:g} MB: one NIfTI file or other volume (4D for several channels), or "
+                "DICOM files or a zip of them, from which the model's rules select one series for each channel.",
             },
             **{CHANNEL_PREFIX + name: _channel_field(name) for name in channels},
             "model": {
                 "type": "string",
                 "enum": list(models.by_name),
-                "description": "Which model segments; may be left out where there is one.",
+                "description": "Name of the model; may be omitted if the server has only one.",
             },
             "answer": {
                 "anyOf": [
                     {"type": "string", "enum": list(OUTPUT_FORMATS)},
                     {"type": "string", "pattern": f"^({one})(,({one}))+$"},
                 ],
-                "description": f"The form of the answer: {files}. Several with commas come as one zip with a folder "
-                "for each, named as the form. Left out, the Accept header decides if it names one of these media "
-                "types; else a volume in one file is answered with `nifti` and DICOM with `seg`.",
+                "description": f"Output format of the result: {files}. Several formats, separated by commas, are "
+                "returned as one zip with a folder named after each format. If the field is omitted, the first of "
+                "these media types in the Accept header decides; without one, the format is `nifti` for a volume in "
+                "one file and `seg` for DICOM.",
             },
             "series": {
                 "type": "string",
                 "maxLength": 1024,
-                "description": "Series Instance UID of the series to segment, where the files hold several; for "
+                "description": "Series Instance UID of the series to segment, if the files contain several; for "
                 "several channels NAME=UID,NAME=UID.",
             },
             "aligned": {
                 "type": "string",
                 "enum": ["true", "false"],
                 "default": "false",
-                "description": "The channels lie in one space although they are on different grids and nothing in the "
-                "files says so (no common frame of reference): the others are resampled onto the first one's grid.",
+                "description": "If true, the channels are taken as aligned although they have different grids and no "
+                "common frame of reference; they are resampled onto the grid of the first channel.",
             },
             "strict": {
                 "type": "string",
                 "enum": ["true", "false"],
                 "default": "false",
-                "description": "Refuse a scan that would have to be corrected (a tilted gantry, uneven gaps, missing "
-                "slices, a header that contradicts itself), or of which files would be left out (copies, damaged "
-                "ones).",
+                "description": "If true, a scan is rejected that would have to be corrected (a tilted gantry, uneven "
+                "gaps, missing slices, a contradictory header), or of which files would be skipped (copies, damaged "
+                "files).",
             },
         },
     }
@@ -299,13 +326,13 @@ def _channel_field(name: str) -> dict[str, Any]:
     return {
         "type": "array",
         "items": {"type": "string", "format": "binary"},
-        "description": f"The file or files of channel {name} alone, in the place of `{FILES_FIELD}`; then every "
-        "channel comes so.",
+        "description": f"The file or files of the channel {name}. If one channel is sent in its own field, all of them "
+        f"must be, and `{FILES_FIELD}` is omitted.",
     }
 
 
 def _errors(*statuses: int) -> dict[str, Any]:
-    words = {**ERRORS, 404: "There is no such job; what has ended is kept for a while only."}
+    words = {**ERRORS, 404: "There is no such job; a job is deleted some time after its end."}
     return {str(status): _error(words[status]) for status in sorted(statuses)}
 
 
@@ -322,4 +349,4 @@ def _describe_model(model: ServedModel) -> str:
     manifest = model.segmenter.manifest
     segments = ", ".join(segment.name for segment in manifest.segments)
     channels = ", ".join(manifest.channel_names)
-    return f"Model {manifest.name} outlines {segments} in a scan with the channel(s) {channels}."
+    return f"The model {manifest.name} segments {segments} in a scan with the channel(s) {channels}."

@@ -1,4 +1,4 @@
-"""The forms of an answer on the wire: what they are called, what is asked for, and several of them in one body."""
+"""Output formats in requests and responses: parsing of the requested ones, and packing of several into one body."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from semiseg.volumes.scan import Scan
 from server.http.limits import ApiError
 from server.http.model import ServedModel
 
-ZIP_MEDIA_TYPE = "application/zip"  # of answers in several forms: a folder for each, named as the form
+ZIP_MEDIA_TYPE = "application/zip"  # media type of a result in several formats, with a folder named after each format
 
 
 def requested_formats(field: str, accept: str) -> tuple[OutputFormat, ...]:
-    """The forms that a request names: in its field `answer`, or else by its Accept header; none where it does not.
+    """The output formats of a request: from its field `answer`, or else from its Accept header; may be empty.
 
     Raises:
-        ApiError: 400, the field names something else.
+        ApiError: 400, the field names an unknown format.
     """
     if field:
         return parse_formats(field)
     types = _accepted(accept)
-    # Wildcards and foreign types name none.
+    # Wildcards and other media types select no format.
     return tuple(kind for wanted in types for kind, form in FORMAT_TRAITS.items() if form.media_type == wanted)[:1]
 
 
 def wants_report(accept: str) -> bool:
-    """Whether an Accept header asks for a zip of the answer and of the report, whose size no header bounds."""
+    """Return True if an Accept header asks for a zip of the result and the report, which is complete at any size."""
     return RESULTS_MEDIA_TYPE in _accepted(accept)
 
 
@@ -40,26 +40,27 @@ def _accepted(accept: str) -> list[str]:
 
 
 def parse_formats(field: str) -> tuple[OutputFormat, ...]:
-    """The forms that a field `answer` names, separated by commas.
+    """Parse the field `answer`: names of output formats, separated by commas.
 
     Raises:
-        ApiError: 400, it names something else, or nothing.
+        ApiError: 400, a name is unknown or empty.
     """
     names = dict.fromkeys(name.strip() for name in field.split(","))
     found = tuple(kind for name in names for kind in OUTPUT_FORMATS if kind == name)
     if len(found) < len(names):
         raise ApiError(
             400,
-            f"The field `answer` is {', '.join(OUTPUT_FORMATS[:-1])} or {OUTPUT_FORMATS[-1]}, or several with commas.",
+            f"The field `answer` must be {', '.join(OUTPUT_FORMATS[:-1])} or {OUTPUT_FORMATS[-1]}, or several of them "
+            "separated by commas.",
         )
     return found
 
 
 def formats_for_scan(asked: Sequence[OutputFormat], scan: Scan, model: ServedModel) -> tuple[OutputFormat, ...]:
-    """The forms that are made of a scan: those asked for, or the scan's own.
+    """The output formats for a scan: the requested ones, or the default for its input format.
 
     Raises:
-        ApiError: 400, one of them cannot be made of this scan, or cannot hold the model's segments.
+        ApiError: 400, a format cannot be made from this scan, or cannot hold the model's segments.
     """
     try:
         return tuple(resolve_format(kind, scan.series, model.segmenter.manifest) for kind in asked or (None,))
@@ -68,7 +69,7 @@ def formats_for_scan(asked: Sequence[OutputFormat], scan: Scan, model: ServedMod
 
 
 def pack_files(files: Mapping[OutputFormat, Path], *, with_report: bool = False) -> tuple[bytes, str, str]:
-    """The body, the media type and the file name of an answer in these forms; a zip if the report was asked for."""
+    """Return the body, the media type and the file name of a result; several files, or a report, make a zip."""
     if len(files) == 1 and not with_report:
         ((kind, path),) = files.items()
         return path.read_bytes(), FORMAT_TRAITS[kind].media_type, FORMAT_TRAITS[kind].file_name

@@ -1,4 +1,4 @@
-"""What a process is before it serves: private files in one folder, no telemetry, and the state folder held."""
+"""Preparation of a server process: private files in one folder, no telemetry, and a locked state folder."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from server.http.scratch import scratch_folder
 
 @contextlib.contextmanager
 def prepare_process(state: Path | None, scratch: Path | None) -> Iterator[tuple[Path, JobStore | None]]:
-    """Make this process one that serves, for as long as the block lasts; before any library of the engines is imported.
+    """Prepare this process to serve during the block; call this before an inference library is imported.
 
     Args:
-        state: the folder of /jobs; None turns them off.
-        scratch: where uploads go without ``state``, in a folder of its own; None is the system's temporary folder.
+        state: State folder of /jobs; None turns jobs off.
+        scratch: Parent of the folder for uploads if there is no ``state``; None is the system's temporary folder.
 
     Yields:
-        The folder that everything is written into, and the jobs' files.
+        Folder for all files that the process writes, and the job store (None without ``state``).
 
     Raises:
-        InputError, QueueError: a folder cannot be used, or another process works in it.
+        InputError, QueueError: A folder cannot be used, or another process uses it.
     """
     limit_malloc_arenas()
-    set_private_umask()  # scans and masks are nobody else's on this machine
+    set_private_umask()  # other users of this machine must not read scans and masks
     with contextlib.ExitStack() as stack:
         job_store = None
         if state is not None:
@@ -44,10 +44,10 @@ def prepare_process(state: Path | None, scratch: Path | None) -> Iterator[tuple[
 
 
 def _keep_everything_in(folder: Path) -> None:
-    """One folder for all that is written, and no telemetry; the libraries read this when they are imported."""
+    """Set the folder for all written files and turn off telemetry; the libraries read these settings at import."""
     tempfile.tempdir = str(folder)
     os.environ.setdefault("BENTOML_HOME", str(folder / "bentoml"))
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
-    # Otherwise ONNX Runtime's Linux builds report to their maker and keep a device id in the home folder; its own
-    # disable_telemetry_events() comes too late for that.
+    # Otherwise ONNX Runtime's Linux builds send telemetry to Microsoft and store a device id in the home folder; its
+    # function disable_telemetry_events() can only be called too late for that.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"

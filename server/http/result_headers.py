@@ -1,8 +1,8 @@
-"""The headers of an answer, in a size that every proxy takes: nginx gives the whole head of an answer 4096 bytes.
+"""The headers of a result, limited to a size that proxies accept: nginx allows 4096 bytes for all response headers.
 
-Whatever can be long is in the body too: in the JSON report, which comes with any form to whoever asks for it, in the
-SEG and the SR, and in the document of a job. A header that would be longer than its share has a short form instead,
-and X-Semiseg-Shortened names it.
+All values that can be long are also in a body: in the JSON report, which can be requested with any output format, in
+the SEG and the SR, and in the document of a job. A header that would be too long has a short form instead, and
+X-Semiseg-Shortened names it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from semiseg.inference.sliding_window import Timing
 from semiseg.outputs.report import NOTICE, Report
 
-MAX_HEADER_BYTES = 768  # bytes of one header's value
+MAX_HEADER_BYTES = 768  # maximum size of one header's value
 SHORTENED_HEADER = "X-Semiseg-Shortened"
 MODEL_HEADER, MILLILITRES_HEADER, REMARKS_HEADER = "X-Semiseg-Model", "X-Semiseg-Millilitres", "X-Semiseg-Remarks"
-_NAME_CHARACTERS = 60  # of a text in a short form: as many non-ASCII characters take six bytes each
+_NAME_CHARACTERS = 60  # maximum length of a text in a short form; a non-ASCII character takes six bytes
 
 
 def make_result_headers(report: Report, name: str, timing: Timing) -> dict[str, str]:
-    """The headers of an answer that is a file called ``name``."""
+    """Make the headers of a result whose file is called ``name``."""
     stages = ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in timing.seconds.items())
     return limit_header_sizes(
         {
@@ -37,17 +37,17 @@ def make_result_headers(report: Report, name: str, timing: Timing) -> dict[str, 
 
 
 def segment_millilitres(report: Report) -> dict[str, float]:
-    """The volume of each segment in ml, by its name."""
+    """The volume of each segment in ml, by name."""
     return {segment.name: segment.ml for segment in report.segments}
 
 
 def remark_pairs(report: Report) -> list[list[str]]:
-    """Pairs of a code and a sentence."""
+    """The scan warnings as pairs of a code and a sentence."""
     return [[remark.code, remark.text] for remark in report.remarks]
 
 
 def limit_header_sizes(headers: Mapping[str, str]) -> dict[str, str]:
-    """The same headers, those that are too long in their short form; a second call changes nothing."""
+    """Replace headers that are too long by their short forms; a second call changes nothing."""
     kept = dict(headers)
     shortened: list[str] = json.loads(kept.get(SHORTENED_HEADER, "[]"))
     for name, short in _SHORT_FORMS.items():
@@ -58,7 +58,7 @@ def limit_header_sizes(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _short_remarks(remarks: list[list[str]]) -> list[list[str]]:
-    """The codes alone, each once, as far as they find room."""
+    """The codes without their sentences, each once, as many as fit."""
     pairs: list[list[str]] = []
     for code in dict.fromkeys(code for code, _ in remarks):
         if len(json.dumps([*pairs, [code, ""]])) > MAX_HEADER_BYTES:
@@ -71,7 +71,7 @@ def _short_model(model: dict[str, Any]) -> dict[str, Any]:
     return {key: value[:_NAME_CHARACTERS] if key != "sha256" and value else value for key, value in model.items()}
 
 
-# Volumes are all there or none of them: a part of them could be taken for the whole.
+# The volumes of all segments are given, or none: an incomplete list could be taken for the whole.
 _SHORT_FORMS: dict[str, Callable[[Any], Any]] = {
     MODEL_HEADER: _short_model,
     MILLILITRES_HEADER: lambda _: {},

@@ -1,4 +1,4 @@
-"""From a request to the bytes of its answer: the work of one request or job, in one thread."""
+"""Segmentation of a scan and encoding of the result, for one request or job, in one thread."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _STORED_NAME = re.compile(r"scan-(\d{5})(?:, member (\d+))?")
 
 @dataclass(frozen=True)
 class EncodedResult:
-    """A successful answer.
+    """A result as the body and headers of a response.
 
     Attributes:
-        report: The report: segments, remarks, identity of the model.
-        body: The file, or a zip of several.
-        media_type: Type of the body.
-        headers: Further headers, bounded in size.
+        report: Report with the segments, the scan warnings and the identity of the model.
+        body: Content of the file, or a zip of several files.
+        media_type: Media type of the body.
+        headers: Further headers, limited in size.
     """
 
     report: Report
@@ -48,18 +48,18 @@ def segment_scan(
     cancelled: Callable[[], bool],
     progress: Progress | None = None,
 ) -> EncodedResult:
-    """Read the scan, segment it, and write the answer in the forms asked for.
+    """Read the scan, segment it, and encode the result in the requested output formats.
 
     Args:
-        scan_request: what is asked for; its files are in ``folder``.
-        folder: the request's own folder, for unpacking and for the answer.
-        timing: filled with the seconds of each stage.
-        cancelled: asked between windows; True ends the work.
-        progress: told (windows done, windows in all) after each batch.
+        scan_request: Request whose files are in ``folder``.
+        folder: Folder of the request, for unpacking and for the result.
+        timing: Timing to which the seconds of each stage are added.
+        cancelled: Function that is called between windows; if it returns True, the work ends.
+        progress: Function that is called with (windows done, total windows) after each batch.
 
     Raises:
-        ApiError: 400 or 422, with a sentence in which no path of the server occurs.
-        SemisegError: the work failed for a reason that is not the caller's.
+        ApiError: 400 or 422, with a message that contains no path of the server.
+        SemisegError: The work failed for a reason other than the request.
     """
     model = scan_request.model
     with _in_the_callers_words(scan_request, folder):
@@ -78,26 +78,26 @@ def segment_scan(
 
 
 def convert_result(scan_request: SegmentationRequest, case: Path, folder: Path) -> EncodedResult:
-    """Other forms of a segmentation that was made already, without the network.
+    """Convert a finished segmentation to other output formats, without running the network.
 
     Args:
-        scan_request: the scan that it was made of, in ``folder``, and the forms.
-        case: the answer of the form ``case``.
-        folder: for the answer, and for unpacking.
+        scan_request: Request with the segmented scan, in ``folder``, and the output formats.
+        case: Result in the output format ``case``, a viewer bundle.
+        folder: Folder for unpacking and for the result.
 
     Raises:
-        ApiError: 400, a form is not of this scan, or shows what a case does not keep, or the model is not the one that
-            made it; 422, the scan lacks what the form needs.
+        ApiError: 400, a format cannot be made from this scan or needs probabilities, which a viewer bundle does not
+            contain, or the model was replaced since; 422, the scan lacks data that the format needs.
     """
     if probable := [kind for kind in scan_request.formats if FORMAT_TRAITS[kind].probabilities]:
-        words = f"A job does not keep what {probable[0]} shows, probabilities; send the scan once more for it."
+        words = f"A job does not keep the probabilities that {probable[0]} needs; send the scan again for it."
         raise ApiError(400, words)
     model, manifest, timing = scan_request.model, scan_request.model.segmenter.manifest, Timing()
     with _in_the_callers_words(scan_request, folder):
         clock = time.perf_counter()
         report = read_report(case)
         if report.model.sha256 != model.identity.sha256:
-            raise ApiError(400, f"{model.identity.name} has been replaced since; send the scan once more.")
+            raise ApiError(400, f"The model {model.identity.name} was replaced since; send the scan again.")
         scan = scan_request.open_scan(folder)
         kinds = formats_for_scan(scan_request.formats, scan, model)
         exclusive = manifest.activation == "softmax"
@@ -125,7 +125,7 @@ def _written(
 
 @contextlib.contextmanager
 def _in_the_callers_words(scan_request: SegmentationRequest, folder: Path) -> Iterator[None]:
-    """What is wrong with a scan is told without the server's own names for the caller's files."""
+    """Convert input errors to API errors, without the server's names of the uploaded files."""
     try:
         yield
     except InputError as error:

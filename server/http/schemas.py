@@ -1,4 +1,4 @@
-"""The JSON documents of the HTTP interface. A segmentation's is :class:`semiseg.outputs.report.Report`."""
+"""The JSON documents of the HTTP interface, except the report, which is :class:`semiseg.outputs.report.Report`."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ class _Document(BaseModel):
 
 
 class ErrorAnswer(_Document):
-    """Why a request was not answered as asked.
+    """Error of a request.
 
     Attributes:
-        error: one sentence for the person who can mend it.
+        error: Error message for the user or the operator.
     """
 
     error: Annotated[str, Field(min_length=1)]
 
 
 class JobAnswer(_Document):
-    """A job.
+    """State, progress and result values of a job.
 
     Attributes:
-        id: its name here; only the owner of the key that sent it may ask for it.
+        id: Identifier of the job; the job is accessible only with a key of the owner that sent it.
         state: ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
-        model: the model that is to segment.
-        created: when it was accepted, in Unix seconds.
-        ahead: Number of waiting jobs that came before it; clients take turns, so it may begin before some of them.
-        attempts: how often it was begun; more than once when the server stopped in between.
-        windows_done, windows_total: of the sliding window; both 0 until it begins.
-        seconds_left: for the windows that are left, at the speed of those that are done; None before and after.
-        millilitres: Volume of each segment in ml, by name, once it is done.
-        remarks: Observations and corrections of the scan, once it is done.
-        error: why it failed.
-        status: of an answer of POST /segment that would have failed so.
+        model: Name of the model.
+        created: Time of acceptance, in Unix seconds.
+        ahead: Number of waiting jobs that were accepted before it; clients take turns, so it may start before some of
+            them.
+        attempts: Number of times that it was started; more than one if the server stopped in between.
+        windows_done: Number of sliding windows that are done; 0 until the first one.
+        windows_total: Total number of sliding windows; 0 until the first one.
+        seconds_left: Estimated seconds for the remaining windows; None unless the job is running.
+        millilitres: Volume of each segment in ml, by name; None unless the job is done.
+        remarks: Warnings about the scan and corrections of it; None unless the job is done.
+        error: Error message of a failed job; None otherwise.
+        status: HTTP status that POST /segment would have returned for the error; None otherwise.
     """
 
     id: str
@@ -59,15 +61,15 @@ class JobAnswer(_Document):
 
 
 class ModelEntry(_Document):
-    """A model.
+    """A model of the server.
 
     Attributes:
-        identity: which one it is.
-        ready: whether it is warm.
-        channels: what it takes, by name, in its order.
-        segments: what it outlines.
-        window: of the sliding window, in voxels.
-        card: what is known of it, as Markdown.
+        identity: Name, version and SHA-256 of the model, and how it is run.
+        ready: True if the model is warmed up.
+        channels: Names of the input channels, in the model's order.
+        segments: Segments of the result.
+        window: Size of the sliding window in voxels.
+        card: Model card in Markdown.
     """
 
     identity: ModelIdentity

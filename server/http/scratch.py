@@ -1,4 +1,4 @@
-"""The one folder that a server writes into while it runs; what a killed one left is deleted by the next."""
+"""The scratch folder of a server process; the next process deletes the folders of killed ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from semiseg.system.file_locks import LOCK, exclusive_lock
 from semiseg.system.file_owners import is_owned_by_current_user
 
 PREFIX = "semiseg-serve-"
-LOCK_GRACE_SECONDS = 60.0  # seconds in which a folder may be without its lock, because its server is just making it
+LOCK_GRACE_SECONDS = 60.0  # age in seconds until which a folder without a lock is kept: its server may be starting
 
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path | None) -> Iterator[Path]:
-    """A folder of this process below ``parent`` (the system's temporary folder), deleted at the end.
+    """Create a folder for this process below ``parent`` (default: the system's temporary folder); delete it at the end.
 
     Raises:
         InputError: ``parent`` cannot be written.
@@ -51,4 +51,4 @@ def _sweep(own: Path) -> None:
                 continue
             with exclusive_lock(other):
                 shutil.rmtree(other, ignore_errors=True)
-            shutil.rmtree(other, ignore_errors=True)  # Windows keeps a file that is locked, and its folder
+            shutil.rmtree(other, ignore_errors=True)  # Windows does not delete a locked file and its folder

@@ -1,4 +1,4 @@
-"""What an upload asks for, read once: which model, in which forms, and what is said of the scan."""
+"""The request of an upload: the model, the output formats and the options for reading the scan."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from server.http.uploads import Upload
 
 @dataclass(frozen=True)
 class SegmentationRequest:
-    """An upload whose form makes sense, and one of whose files could be a scan.
+    """An upload with valid fields, of which at least one file can be a scan.
 
     Attributes:
-        upload: the files and the form's text fields.
-        model: the one that is meant.
-        formats: of the answer; none where the scan's own is wanted.
-        read_options: what is said of the scan besides.
-        with_report: True for an answer that is a zip with the report beside the forms.
+        upload: Files and text fields of the form.
+        model: Selected model.
+        formats: Requested output formats; empty for the default of the scan.
+        read_options: Options for reading the scan.
+        with_report: True if the result is a zip that also has the report.
     """
 
     upload: Upload
@@ -43,15 +43,15 @@ class SegmentationRequest:
     def from_upload(
         cls, upload: Upload, accept: str, models: ServedModels, *, with_report: bool = False
     ) -> SegmentationRequest:
-        """Read the form; the request's Accept header counts where the form does not name the answer.
+        """Parse the form; the Accept header is used if the form has no field `answer`.
 
         Raises:
-            ApiError: 400, a field makes no sense; 415, no file could be a scan.
+            ApiError: 400, a field is invalid; 415, no file can be a scan.
         """
         model = models.select(upload.fields.get("model"))
         formats = requested_formats(upload.fields.get("answer", ""), accept)
         scan_request = cls(upload, model, formats, _read_options(upload), with_report)
-        if upload.dicom:  # seen as it came in: its files are opened where they are read, and once
+        if upload.dicom:  # detected during the upload, so that the files are opened only once, for reading
             return scan_request
         count = len(upload.files)
         if count == 1 and is_pair_header(read_start(upload.files[0])):
@@ -60,7 +60,7 @@ class SegmentationRequest:
             what = (
                 f"The upload is {describe_file(upload.files[0])},"
                 if count == 1
-                else f"Of the {count} files none is a scan,"
+                else f"None of the {count} files is a scan,"
             )
             raise ApiError(415, f"{what} {supported_inputs_text()}.")
         return scan_request
@@ -69,7 +69,7 @@ class SegmentationRequest:
         """Open the scan; a zip is unpacked in ``folder``.
 
         Raises:
-            VolumeError: see :func:`semiseg.volumes.scan.open_scan`.
+            VolumeError: See :func:`semiseg.volumes.scan.open_scan`.
         """
         files = self.upload.channels or self.upload.files
         return self.model.predictor.open(files, self.read_options, scratch=folder)
@@ -79,6 +79,6 @@ def _read_options(upload: Upload) -> ReadOptions:
     said = {name: upload.fields.get(name, "false") for name in ("strict", "aligned")}
     for name, word in said.items():
         if word not in ("true", "false"):
-            raise ApiError(400, f"The field `{name}` is true or false.")
+            raise ApiError(400, f"The field `{name}` must be true or false.")
     series = upload.fields.get("series") or None
     return ReadOptions(series, strict=said["strict"] == "true", aligned=said["aligned"] == "true")

@@ -1,4 +1,4 @@
-"""The BentoML service around the application: health checks and life cycle are BentoML's, the rest is ours."""
+"""The BentoML service of the application; BentoML provides only the health checks and the life cycle."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ def make_service(
     *,
     access: AccessOptions | None = None,
 ) -> bentoml.Service[object]:
-    """A service that answers with the models of ``context``; it warms them up once it runs and then calls ``warm``.
+    """Make the service.
 
-    ``access`` says by which names it may be called, which pages of others may use it, and which proxies are believed;
-    without it every name is good, since nobody said where the service listens.
+    The service has no BentoML API method, because BentoML would read an upload of any size before our code is called,
+    and respond to errors with its own messages. BentoML's metrics and access log are off, because they record arbitrary
+    request paths.
 
-    The service has no BentoML API method: BentoML would read an upload of any size before our code sees it, and answer
-    errors in its own words. Its metrics and its access log are off: they keep every path that a client makes up.
+    Args:
+        context: Objects that the endpoints share; its models are warmed up once the service runs.
+        keys: API keys of the users.
+        warm: Function that is called after the warm-up.
+        access: Allowed host names and origins, and trusted proxies. If None, every host name is allowed, since it is
+            not known where the service listens.
     """
 
     access = access or AccessOptions(hosts=("*",))
@@ -44,12 +49,13 @@ def make_service(
 
     service = bentoml.service(
         name="semiseg",
-        # The time limit is ours too: BentoML's would answer past the edge, unsealed and uncounted.
+        # UploadHandler has the time limit; a response of BentoML's would bypass the middleware, with no security
+        # headers and no metrics.
         traffic={"timeout": context.limits.request_seconds + 60},
         metrics={"enabled": False},
         logging={"access": {"enabled": False}},
     )(Segmentation)
-    if access.origins:  # outermost: a browser asks beforehand, without a key
+    if access.origins:  # outermost, since a browser's preflight request has no key
         service.add_asgi_middleware(
             CORSMiddleware,
             allow_origins=list(access.origins),

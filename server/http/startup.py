@@ -1,8 +1,8 @@
-"""Starting the server: verify the bundle, bind the port, then answer, all in one process.
+"""Start of the server: verifies the bundles, binds the port, and serves requests, all in one process.
 
-One process, because there is one copy of each model in memory and requests are threads; a supervisor (the container
-engine, systemd) starts it again if it dies. BentoML's own launcher would add a second process and write into the home
-folder.
+The server is one process, so that memory holds one copy of each model; requests run in threads. A supervisor (the
+container engine, systemd) has to restart it after a crash. BentoML's own launcher would add a second process and write
+into the home folder.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ BIND_HINTS = {"host_hint": "use --host 127.0.0.1", "port_hint": "choose another 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Where a server listens and writes.
+    """Addresses and folders of a server.
 
     Attributes:
-        host: name or address to listen on.
-        port: port to listen on; 0 takes a free one.
-        state: the folder of /jobs; None turns them off.
-        scratch: where uploads go, in a folder of its own; the system's temporary folder by default. With ``state`` they
-            go there.
-        access: The way to it: further names, pages of other servers, proxies.
-        open_to_all: answer everybody who reaches ``host``, although there are no keys.
+        host: Name or address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        state: State folder of /jobs; None turns jobs off.
+        scratch: Parent of the folder for uploads; None is the system's temporary folder. With ``state``, uploads are
+            written there instead.
+        access: Allowed host names and origins, and trusted proxies.
+        open_to_all: True if the server may accept all requests that reach ``host`` although it has no keys.
     """
 
     host: str
@@ -54,26 +54,26 @@ class ServeOptions:
 def serve(
     settings: Sequence[ModelSettings], limits: Limits, keys: ApiKeys, options: ServeOptions, announce: Announce
 ) -> None:
-    """Answer until told to stop (SIGTERM, SIGINT; on Windows also Ctrl+Break).
+    """Serve requests until a signal stops the server (SIGTERM, SIGINT; on Windows also Ctrl+Break).
 
     Args:
-        settings: the bundles and how to run them.
-        limits: what is accepted.
-        keys: who is answered.
-        options: where it listens and writes.
-        announce: told where the server listens, and when it is ready.
+        settings: Bundles and how to run them.
+        limits: Limits of requests.
+        keys: API keys of the users.
+        options: Addresses and folders of the server.
+        announce: Function that is called with a message when the server listens, and when it is ready.
 
     Raises:
-        BundleError, EngineError, InputError: a bundle or a setting cannot be used, or the port cannot be had. The port
-            is bound only after the bundles were found good.
+        BundleError, EngineError, InputError: A bundle, a setting or the port cannot be used. The port is bound only
+            after the bundles were verified.
     """
     if not (keys.required or options.open_to_all or is_loopback(options.host)):
         raise InputError(
-            f"Whoever reaches {options.host} could use this server: give it keys (--keys FILE, or {KEYS_ENV} in the "
-            "environment), listen on 127.0.0.1, or say --no-keys."
+            f"Anyone who can reach {options.host} could use this server: set API keys (--keys FILE, or {KEYS_ENV} in "
+            "the environment), listen on 127.0.0.1, or allow it with --no-keys."
         )
     access = replace(options.access, bind_host=options.host)
-    access.browser_guard(keys=keys.required)  # what is wrong with the names is said before models are opened
+    access.browser_guard(keys=keys.required)  # reports invalid names before models are opened
     access.trusted_proxies()
     with prepare_process(options.state, options.scratch) as (folder, job_store):
         models = ServedModels.open(settings)
@@ -96,14 +96,14 @@ def _run(
             server.should_exit = True
 
     application = make_service(context, keys, warm, access=access).to_asgi()
-    configure_logging()  # after BentoML has made its loggers
+    configure_logging()  # after BentoML has created its loggers
     server = make_uvicorn_server(
         application,
         stop_seconds=context.limits.stop_seconds,
         per_address=context.limits.connections_per_address,
         proxies=access.trusted_proxies(),
     )
-    # uvicorn takes these signals while it runs and raises them again afterwards, when our own tidying is still to come.
+    # uvicorn handles these signals while it runs and raises them again afterwards, before our own clean-up.
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     server.run(sockets=[listener])

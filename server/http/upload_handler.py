@@ -1,4 +1,4 @@
-"""Where an upload comes in: counted, written into a folder of its own, handed on, and its folder deleted."""
+"""Handling of uploads: admission, a folder for the files, time limit, error responses, and deletion of the folder."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from server.http.metrics import Metrics
 from server.http.models import ServedModels
 from server.http.uploads import Upload, receive_upload
 
-CLIENT_GONE = 499  # what proxies log for it; nobody is there to read the answer
+CLIENT_GONE = 499  # status that proxies log for a client that disconnected
 
 
 @dataclass(frozen=True)
 class ReceivedUpload:
-    """An upload that is on the disk.
+    """An upload that is completely on the disk.
 
     Attributes:
-        upload: its files and fields.
-        folder: where they are; deleted at the end of the request, unless somebody moved it.
-        timing: of this scan, the seconds of the upload being in it.
+        upload: Files and fields.
+        folder: Folder of the files; deleted at the end of the request, unless it was moved.
+        timing: Timing of this scan; contains the seconds of the upload.
     """
 
     upload: Upload
@@ -44,7 +44,7 @@ class ReceivedUpload:
 
 @dataclass(frozen=True)
 class UploadHandler:
-    """Takes uploads within limits."""
+    """Receives uploads within the limits of the server."""
 
     models: ServedModels
     limits: Limits
@@ -53,7 +53,7 @@ class UploadHandler:
     scratch: Path
 
     async def handle(self, request: Request, then: Callable[[ReceivedUpload], Awaitable[Response]]) -> Response:
-        """Receive one upload and answer it by ``then``; every error ends here, as a status and one sentence."""
+        """Receive an upload and return the response of ``then``; errors become responses with a status and message."""
         body = RequestBody(request, self.limits)
         try:
             with self.admission.admit(client_identity(request)), anyio.fail_after(self.limits.request_seconds):
@@ -61,16 +61,16 @@ class UploadHandler:
         except TimeoutError:
             self.metrics.count_refusal(504)
             seconds = self.limits.request_seconds
-            response = error_response(504, f"It took longer than the {seconds:g} seconds that a request may take.")
+            response = error_response(504, f"The request took longer than the time limit of {seconds:g} seconds.")
         except (ClientDisconnect, Cancelled):
             response = Response(status_code=CLIENT_GONE)
-        except Exception as error:  # noqa: BLE001 - the edge: even what nobody foresaw shows nothing of its inside
+        except Exception as error:  # noqa: BLE001 - unexpected errors must not reveal internals either
             refusal = to_api_error(error)
             self.metrics.count_refusal(refusal.status)
             response = api_error_response(refusal)
         await body.drain()
         if not body.complete:
-            # What is still to come cannot be told from a next request.
+            # The rest of the body could not be distinguished from the next request.
             response.headers["Connection"] = "close"
         return response
 
@@ -98,11 +98,11 @@ def _leave(folder: Path) -> None:
 
 
 def client_identity(request: Request) -> str:
-    """Who asks: the owner of the key that came with the request, or an address."""
+    """The client of a request: the owner of its API key, or its address."""
     return key_owner(request) or (request.client.host if request.client else "")
 
 
 def key_owner(request: Request) -> str:
-    """The owner of the key that came with the request; "" where the server has no keys."""
+    """The owner of a request's API key; "" if the server has no keys."""
     owner: str = request.scope.get("semiseg.owner", "")
     return owner

@@ -1,7 +1,7 @@
-"""A multipart upload, written to disk as it arrives and never beyond its limit.
+"""A multipart upload, written to the disk as it arrives, within the size limits.
 
-Nothing that the client says decides a path: files are numbered in the order in which they come. Nothing that it says
-about length is believed: a declared length beyond the limit is refused at once, and the bytes are counted anyway.
+Data from the client never becomes part of a path: files are numbered in the order of their parts. A declared length
+beyond the limit is rejected at once, but is not relied upon: the received bytes are counted as well.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ DICOM_START_BYTES = 132  # a preamble and "DICM" (PS3.10 7.1)
 
 @dataclass(frozen=True)
 class Upload:
-    """What a request brought.
+    """The files and fields of a request.
 
     Attributes:
-        files: all of them, in their order.
-        channels: the same by channel, where they came under channels' names.
-        fields: the values of the text fields that were given.
-        received: bytes.
-        dicom: True where one of the files was seen to begin like DICOM while it came in.
+        files: All files, in the order of their parts.
+        channels: The same files by channel, if they were sent in fields of channels.
+        fields: Values of the text fields, by name.
+        received: Size of the body in bytes.
+        dicom: True if one of the files begins like DICOM.
     """
 
     files: tuple[Path, ...]
@@ -47,8 +47,9 @@ async def receive_upload(request: Request, body: RequestBody, folder: Path, limi
     """Write the files of a multipart request into ``folder``.
 
     Raises:
-        ApiError: 400 not a usable form, 408 the upload stood still, 413 too large, 415 not a multipart form.
-        ClientDisconnect: the client went away before the end.
+        ApiError: 400, the form is not valid; 408, the upload stalled; 413, it is too large; 415, it is not a multipart
+            form.
+        ClientDisconnect: The client disconnected before the end.
     """
     boundary = _boundary(request)
     check_content_length(request, limits)
@@ -60,15 +61,15 @@ async def receive_upload(request: Request, body: RequestBody, folder: Path, limi
 
 
 class _Form(FormWriter):
-    """A form with a scan; it takes the fields that are known, and no others."""
+    """A form with a scan; unknown fields are rejected."""
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         super().__init__(folder, limits)
-        self.parts: list[str] = []  # which field each file came in
+        self.parts: list[str] = []  # name of the field of each file
         self.dicom = False
         self._values: dict[str, bytearray] = {}
         self._part, self._is_file = "", False
-        self._start = bytearray()  # of the present file, until one is known for DICOM
+        self._start = bytearray()  # first bytes of the current file, until a DICOM file was found
 
     def texts(self) -> dict[str, str]:
         try:
@@ -77,11 +78,11 @@ class _Form(FormWriter):
             raise ApiError(400, "A text field of the form is not UTF-8.") from error
 
     def by_channel(self) -> dict[str, tuple[Path, ...]]:
-        """The files of each channel; none where they came as one scan."""
+        """The files of each channel; empty if they were sent as one scan."""
         if FILES_FIELD in self.parts:
             if set(self.parts) != {FILES_FIELD}:
                 raise ApiError(
-                    400, f"Send the files in `{FILES_FIELD}` or each channel's in `{CHANNEL_PREFIX}NAME`, not both."
+                    400, f"Send the files in `{FILES_FIELD}` or by channel in `{CHANNEL_PREFIX}NAME`, not both."
                 )
             return {}
         names = dict.fromkeys(part.removeprefix(CHANNEL_PREFIX) for part in self.parts)
@@ -107,10 +108,10 @@ class _Form(FormWriter):
                 raise ApiError(400, f"The field `{name}` is given twice.")
             self._values[name] = bytearray()
         elif takes_files:
-            raise ApiError(400, f"The field `{name[:80]}` holds text; it takes files (with a filename).")
+            raise ApiError(400, f"The field `{name[:80]}` contains text; send a file (with a filename).")
         else:
             known = ", ".join(f"`{one}`" for one in (FILES_FIELD, CHANNEL_PREFIX + "NAME", *TEXT_FIELDS))
-            raise ApiError(400, f"The form has a field or file this server does not know; it takes {known}.")
+            raise ApiError(400, f"The form has an unknown field or file; this server accepts {known}.")
 
     def add_data(self, data: bytes) -> None:
         """See :meth:`FormWriter.add_data`."""
@@ -126,7 +127,7 @@ class _Form(FormWriter):
             raise ApiError(400, f"The field `{self._part}` is longer than {TEXT_BYTES} bytes.")
 
     def _detect_dicom(self, data: bytes) -> None:
-        """Notice a DICOM file by its first bytes, so that nobody has to open it for that."""
+        """Detect a DICOM file by its first bytes, so that it need not be opened for that."""
         if not self.dicom and len(self._start) < DICOM_START_BYTES:
             self._start += data[: DICOM_START_BYTES - len(self._start)]
             self.dicom = len(self._start) == DICOM_START_BYTES and starts_like_dicom(bytes(self._start))
@@ -140,5 +141,5 @@ def _boundary(request: Request) -> bytes:
         )
     boundary = options.get(b"boundary", b"")
     if not 0 < len(boundary) <= 200:
-        raise ApiError(400, "The content type multipart/form-data lacks a usable boundary.")
+        raise ApiError(400, "The content type multipart/form-data has no valid boundary.")
     return boundary

@@ -1,4 +1,4 @@
-"""Work that goes on in a thread while its client waits, and is given up when the client goes away."""
+"""Work in a thread that is cancelled when the waiting client disconnects."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Result = TypeVar("Result")
 async def run_while_connected(
     pool: ThreadPoolExecutor, request: Request, work: Callable[[Callable[[], bool]], Result]
 ) -> Result:
-    """Do ``work`` in a thread; give it up between two windows when the client goes away or the time is over.
+    """Run ``work`` in a thread; stop it between two windows if the client disconnects or the time is over.
 
     Args:
-        pool: Threads.
-        request: The request whose client waits.
-        work: The work; it is given a function that tells whether to stop.
+        pool: Pool of threads.
+        request: Request whose client waits.
+        work: Function that is called with a function that returns True once the work is to stop.
 
     Raises:
-        Cancelled: The client went away before the work began.
+        Cancelled: The client disconnected before the work began.
     """
     stop = threading.Event()
     job = pool.submit(work, stop.is_set)
@@ -43,7 +43,7 @@ async def run_while_connected(
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({done})
     if done.cancelled():
-        raise Cancelled("The client went away before its turn came.")
+        raise Cancelled("The client disconnected before the work began.")
     return done.result()
 
 

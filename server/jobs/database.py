@@ -1,4 +1,4 @@
-"""One SQLite file that keeps what it has acknowledged: write-ahead log, synced at every commit."""
+"""An SQLite file for durable data: it uses a write-ahead log that is synced at every commit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from semiseg.errors import InputError, SemisegError
 from semiseg.system.durable_files import atomic_file
 
-BUSY_TIMEOUT = 30.0  # seconds that one process waits for another's write
+BUSY_TIMEOUT = 30.0  # seconds that one process waits for the write of another
 _FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_TRUNCATE")
 Execute = Callable[..., list[sqlite3.Row]]
 
 
 class QueueError(SemisegError):
-    """The job database cannot be written: the disk is full or not ours to write."""
+    """The job database cannot be read or written, for example for lack of permission."""
 
 
 class QueueDiskFullError(QueueError):
@@ -26,22 +26,22 @@ class QueueDiskFullError(QueueError):
 
 
 class Database:
-    """The connection to a file; to be used from any thread, and from several processes."""
+    """Connection to a database file; it may be used from any thread, and the file from several processes."""
 
     def __init__(self, file: Path, schema: str, version: int, migrations: Mapping[int, str]) -> None:
-        """Open the file, or make it with the statements of ``schema``; an earlier version is brought to this one.
+        """Open the file, or create it with the statements of ``schema``; a file of an earlier version is migrated.
 
-        Before that a copy is made beside it, ``NAME.versionN``, for whoever has to go back.
+        Before a migration the file is copied to ``NAME.versionN`` beside it, so that the upgrade can be undone.
 
         Args:
-            file: The file.
-            schema: Statements that make it anew.
+            file: Path of the database file.
+            schema: Statements that create the database.
             version: Version of the schema, from 1.
-            migrations: Statements that make the next version of each earlier one that can still be opened.
+            migrations: Statements that migrate to the next version, by the version from which they start.
 
         Raises:
-            InputError: the file is no database, or one of a version from which no migrations lead to this one.
-            QueueError: it cannot be opened or written.
+            InputError: The file is not a database, or its version cannot be migrated to this one.
+            QueueError: The file cannot be opened or written.
         """
         self._lock = threading.RLock()
         try:
@@ -53,27 +53,27 @@ class Database:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise QueueError(f"The job database {file} cannot be opened ({error}).") from None
-            raise InputError(f"{file} is no job database ({error}); move it away or name another folder.") from None
+            raise InputError(f"{file} is not a job database ({error}); move it away or name another folder.") from None
 
     def _prepare(self, file: Path, schema: str, version: int, migrations: Mapping[int, str]) -> None:
         run = self._run
         run("PRAGMA journal_mode = WAL")
-        run("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut too
-        run("PRAGMA fullfsync = ON")  # on macOS, where a sync ends in the disk's cache; nothing elsewhere
+        run("PRAGMA synchronous = FULL")  # acknowledged data survives a power cut too
+        run("PRAGMA fullfsync = ON")  # macOS: a plain sync ends in the disk's cache; no effect elsewhere
         with self.transaction():
             found = run("PRAGMA user_version")[0][0]
             if found == 0 and not run("SELECT 1 FROM sqlite_master"):
                 self._change(schema, version)
             elif found > version:
                 raise InputError(
-                    f"The job database {file} is of version {found}, and this semiseg knows versions to {version}: a "
-                    "newer semiseg wrote it. Install that one again, or put back the copy from before the upgrade."
+                    f"The job database {file} has version {found}, but this semiseg reads versions up to {version}: a "
+                    "newer semiseg wrote it. Install that one again, or restore the copy from before the upgrade."
                 )
             elif found < version:
                 if not all(one in migrations for one in range(found, version)):
                     raise InputError(
-                        f"The job database {file} is of version {found}, which this semiseg cannot bring to {version}; "
-                        "end its jobs with the semiseg that wrote it, or name another folder."
+                        f"The job database {file} has version {found}, which this semiseg cannot migrate to {version}; "
+                        "finish its jobs with the semiseg that wrote it, or name another folder."
                     )
                 self.copy_to(file.with_name(f"{file.name}.version{found}"))
                 for one in range(found, version):
@@ -85,10 +85,10 @@ class Database:
         self._run(f"PRAGMA user_version = {version}")
 
     def copy_to(self, file: Path) -> None:
-        """Write all of it, as it is at this moment, into a file of the owner's alone.
+        """Write a copy of the current state into a file that only its owner can read.
 
         Raises:
-            QueueError: it cannot be read, or the copy not be written.
+            QueueError: The database cannot be read, or the copy cannot be written.
         """
         with self._lock, _database_errors():
             content = self.connection.serialize()
@@ -108,17 +108,17 @@ class Database:
         """Run statements that change nothing.
 
         Raises:
-            QueueError: the file cannot be read.
+            QueueError: The file cannot be read.
         """
         with self._lock, _database_errors():
             yield self._run
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Execute]:
-        """All of it or nothing, and nobody else in between; on the disk at the end of the block.
+        """Run statements in one exclusive transaction, which is committed to the disk at the end of the block.
 
         Raises:
-            QueueError: the file cannot be written.
+            QueueError: The file cannot be written.
         """
         with self._lock, _database_errors():
             self.connection.execute("BEGIN IMMEDIATE")

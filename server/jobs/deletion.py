@@ -1,4 +1,4 @@
-"""Deleting what a server has made: a file, a folder, or all that lies in one."""
+"""Deletion of files and folders that a server has written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder, or nothing where there is none."""
+    """Delete a file or folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -15,6 +15,6 @@ def remove(path: Path) -> None:
 
 
 def empty_folder(folder: Path) -> None:
-    """Delete what lies in a folder."""
+    """Delete the content of a folder."""
     for path in folder.iterdir():
         remove(path)

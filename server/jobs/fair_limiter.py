@@ -1,4 +1,4 @@
-"""A limiter of the work done at the same time that is fair between callers and keeps the place of whoever waits."""
+"""A concurrency limiter that is fair between callers and whose waiting callers keep their position."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from server.jobs.fifo_limiter import FifoLimiter
 
-MAX_CALLERS = 1024  # callers whose use is remembered; beyond it the one served longest ago is forgotten
-WAITING_CREDIT = 0.5  # seconds of use that a second of waiting makes up for, so that no caller waits for ever
+MAX_CALLERS = 1024  # callers whose usage is kept; beyond it the one served longest ago is dropped
+WAITING_CREDIT = 0.5  # seconds of usage that one second of waiting offsets, so that no caller waits for ever
 
 
 @dataclass(eq=False)
 class _Ticket:
-    """One place in the line of a caller; ``granted`` is set once it has its turn."""
+    """A position in the queue of a caller; ``granted`` is set once it has a slot."""
 
     number: int
     queued_at: float
@@ -27,7 +27,7 @@ class _Ticket:
 
 @dataclass(eq=False)
 class _Caller:
-    """A caller: its tickets, when its present turns began, and the seconds of the turns that it has had."""
+    """A caller: its waiting tickets, the start times of its current slots, and the seconds used by finished ones."""
 
     used: float
     waiting: deque[_Ticket] = field(default_factory=deque)
@@ -41,33 +41,33 @@ class _Caller:
         return self.used + sum(now - moment for moment in self.started)
 
     def rank(self, now: float) -> tuple[float, int]:
-        """The smaller, the sooner it is served; only of a line in which somebody waits."""
+        """Sort key of a caller with waiting tickets; the caller with the smallest rank is served next."""
         head = self.waiting[0]
         return self.used_until(now) - WAITING_CREDIT * (now - head.queued_at), head.number
 
 
 class FairLimiter(FifoLimiter):
-    """Gives ``count`` turns at a time; a free one goes to the waiting caller that has used them least.
+    """Grants ``count`` slots at a time; a free slot goes to the waiting caller that has used the least slot time.
 
-    Use is counted in seconds, as in start-time fair queuing (Goyal, Vin and Cheng, SIGCOMM 1996): who comes anew, or
-    comes back, begins where the caller that was served last began, so that nobody saves up turns and nobody is held
-    to what was used while the places were free. Each caller has a line of its own, in which tickets are served in the
-    order in which they were drawn, and a ticket keeps its place until its turn comes or it is withdrawn. So neither a
-    caller with long scans nor a queue of a thousand jobs, which is one line, makes short requests of others wait for
-    longer than until the next place is free.
+    Usage is counted in seconds, as in start-time fair queuing (Goyal, Vin and Cheng, SIGCOMM 1996). A caller that is
+    new, or returns after a pause, starts with the usage that the caller served last had when it was served: idle
+    callers save up no credit, and usage while slots were free is not held against a caller. Each caller has a queue of
+    its own (``line``), in which tickets are served in the order of their creation; a ticket keeps its position until it
+    is granted or withdrawn. Therefore neither a caller with long scans nor the queue of a thousand jobs, which counts
+    as one caller, makes short requests of others wait for longer than until the next slot is free.
 
-    The limiter belongs to one process: a process that dies takes its tickets and its turns with it.
+    The limiter belongs to one process: its tickets and slots end with the process.
     """
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
         self._lines: OrderedDict[str, _Caller] = OrderedDict()
-        self._clock = 0.0  # the use of the caller that was served last, when it was
+        self._clock = 0.0  # usage of the caller that was served last, at the time of serving
         self._numbers = itertools.count(1)
 
     @contextlib.contextmanager
     def slot(self, line: str = "") -> Iterator[None]:
-        """Have a turn in the block, however long it takes until it comes."""
+        """Hold a slot of the caller ``line`` during the block; waits without limit until one is granted."""
         self.acquire(None, line)
         try:
             yield
@@ -75,12 +75,12 @@ class FairLimiter(FifoLimiter):
             self.release(line)
 
     def acquire(self, timeout: float | None, line: str = "") -> bool:
-        """Wait for a turn in a line; False when none came in ``timeout`` seconds, and the place is given up then."""
+        """Wait for a slot; after ``timeout`` seconds give up the position in the queue and return False."""
         ticket = self._draw(line)
         return ticket.granted.wait(timeout) or not self._withdraw(ticket, line)
 
     def acquire_unless_stopped(self, stopped: Callable[[], bool], poll_interval: float, line: str = "") -> bool:
-        """Wait for a turn, keeping the place, until ``stopped`` (called each ``poll_interval`` seconds) is true."""
+        """Wait for a slot, keeping the position, until ``stopped`` (called each ``poll_interval`` seconds) is true."""
         ticket = self._draw(line)
         try:
             while not ticket.granted.wait(poll_interval):
@@ -93,7 +93,7 @@ class FairLimiter(FifoLimiter):
         return True
 
     def release(self, line: str = "") -> None:
-        """Give a turn of a line back, to whoever is to have it next."""
+        """Return a slot of a caller and grant it to the next one."""
         with self._lock:
             now, mine = time.monotonic(), self._lines[line]
             mine.used += now - mine.started.pop()
@@ -115,7 +115,7 @@ class FairLimiter(FifoLimiter):
         return ticket
 
     def _withdraw(self, ticket: _Ticket, line: str) -> bool:
-        """Take a ticket out of its line; False when its turn has come in this moment."""
+        """Remove a ticket from its queue; False if it has been granted meanwhile."""
         with self._lock:
             if ticket.granted.is_set():
                 return False
@@ -123,7 +123,7 @@ class FairLimiter(FifoLimiter):
             return True
 
     def _serve(self, now: float) -> None:
-        """Give out what is free; only to be called with the lock."""
+        """Grant the free slots; the caller must hold the lock."""
         while self._free and (wanting := [name for name, one in self._lines.items() if one.waiting]):
             name = min(wanting, key=lambda one: self._lines[one].rank(now))
             line = self._lines[name]

@@ -1,4 +1,4 @@
-"""FifoLimiter: so many at a time, in the order in which they were asked for."""
+"""A concurrency limiter that grants its slots in the order of the requests."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 
 class FifoLimiter:
-    """A counting lock that is fair, which a semaphore is not: who releases and asks again goes to the end of the line.
+    """A counting lock whose waiting callers are served in order; a semaphore does not guarantee that.
 
-    Otherwise the worker of a long queue would take each turn that it gives back, and requests would never have one.
+    A caller that releases a slot and asks for another goes to the end of the queue. Otherwise the worker of a long
+    queue would take each slot that it returns, and requests would never get one.
     """
 
     def __init__(self, count: int) -> None:
@@ -21,7 +22,7 @@ class FifoLimiter:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
-        """Have a turn in the block, however long it takes until it comes."""
+        """Hold a slot during the block; waits without limit until one is granted."""
         self.acquire(None)
         try:
             yield
@@ -29,7 +30,7 @@ class FifoLimiter:
             self.release()
 
     def acquire(self, timeout: float | None) -> bool:
-        """Wait for a turn; False when none came in ``timeout`` seconds, which None makes endless."""
+        """Wait for a slot; False if none was granted in ``timeout`` seconds. None waits without limit."""
         with self._lock:
             if self._free and not self._waiting:
                 self._free -= 1
@@ -39,15 +40,15 @@ class FifoLimiter:
         if mine.wait(timeout):
             return True
         with self._lock:
-            if mine.is_set():  # it came just now
+            if mine.is_set():  # granted after the timeout, before the lock was taken
                 return True
             self._waiting.remove(mine)
             return False
 
     def acquire_unless_stopped(self, stopped: Callable[[], bool], poll_interval: float) -> bool:
-        """Wait for a turn until ``stopped`` is true; at each ``poll_interval`` seconds the place is lost.
+        """Wait for a slot until ``stopped`` is true; the position is lost after each ``poll_interval`` seconds.
 
-        :class:`server.jobs.fair_limiter.FairLimiter` keeps the place.
+        :class:`server.jobs.fair_limiter.FairLimiter` keeps the position.
         """
         while not self.acquire(poll_interval):
             if stopped():
@@ -55,7 +56,7 @@ class FifoLimiter:
         return True
 
     def release(self) -> None:
-        """Give the turn to whoever has waited longest."""
+        """Return a slot and grant it to the caller that has waited longest."""
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().set()

@@ -1,4 +1,4 @@
-"""A job of the queue: its states, its fields, and the table that it is a row of."""
+"""A job of the queue: its states, its fields, and the schema of the table of jobs."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_state ON jobs (queue, state, attempts, number);
 CREATE INDEX jobs_by_owner ON jobs (owner, number);
 """
-# What makes the next version of a file of an earlier one. Whoever changes the schema adds a step, and keeps a file of
-# the release before in tests/releases.
+# Statements that migrate a file to the next version. A change of the schema needs a new step, and a database file of
+# the release before it in tests/releases.
 MIGRATIONS: dict[int, str] = {}
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A row of the queue, as it was when it was read.
+    """A row of the queue at the time of reading.
 
     Attributes:
-        id: 128 random bits in hexadecimal: whoever does not know it cannot guess it.
+        id: Identifier of 128 random bits in hexadecimal, which cannot be guessed.
         queue: Kind of work.
         key: Text that is the same for two requests for the same work; None for a job that is always new.
-        owner: Name of whoever put it in, "" for anybody.
+        owner: Name of the client that submitted it; "" if the server has no keys.
         state: ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
         payload: Data that the work needs, as JSON.
-        created, changed: Times of its arrival and of its last change, in Unix seconds.
-        attempts: Number of times that it was begun.
-        lease: Token of the worker that works on it; None where nobody does.
-        stop: True once it was asked to stop.
-        progress: Progress that the last heartbeat told.
-        result: Result of the work, or the sentence of its failure.
+        created, changed: Times of its submission and of its last change, in Unix seconds.
+        attempts: Number of times that it was started.
+        lease: Token of the worker that works on it; None if no worker does.
+        stop: True if it was asked to stop.
+        progress: Progress reported by the last heartbeat.
+        result: Result of the work, or the error message if it failed.
     """
 
     id: str
@@ -76,12 +76,12 @@ class QueuedJob:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """True if the state will not change any more."""
         return self.state in ENDED_STATES
 
 
 def job_from_row(row: sqlite3.Row) -> QueuedJob:
-    """The job that a row of the table holds."""
+    """Convert a row of the table to a job."""
     return QueuedJob(
         id=row["id"],
         queue=row["queue"],

@@ -1,4 +1,4 @@
-"""Which of a kind's jobs a worker takes, and whose turn it is among their owners."""
+"""Selection of the jobs that a worker takes, and fair scheduling among their owners."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MAX_OWNERS = 10_000  # whose last turn is remembered
+MAX_OWNERS = 10_000  # owners whose last start is remembered
 
 
 @dataclass(frozen=True)
 class Lane:
-    """The jobs of one kind that concern one thing, such as one archive: a worker of their own takes them.
+    """The jobs of one kind that concern one resource, such as one archive; they have a worker of their own.
 
     Attributes:
-        field: Name of the payload's field that names the thing.
+        field: Field of the payload that names the resource.
         names: Values of the field.
-        others: True for the jobs whose field has none of these values.
+        others: If True, the lane holds the jobs whose field has none of these values.
     """
 
     field: str
@@ -34,12 +34,12 @@ class Lane:
 
 
 class OwnerScheduler:
-    """Start-time fair queueing of owners: one with many jobs gives way to another after each job.
+    """Start-time fair queueing of owners: an owner with many jobs lets another one go first after each job.
 
-    Time is counted in numbers of jobs: it is the newest number in the queue, and goes on by one with each turn. An
-    owner's key is the number of its first free job, or the time of its last turn if that is later; the owner with the
-    smallest key is next. A newcomer therefore waits for at most about one job of each owner that waits already, and no
-    stream of newcomers keeps an earlier owner waiting for ever, since their numbers grow and its key does not.
+    Time is counted in job numbers: it is the largest number in the queue, and advances by one with each started job. An
+    owner's key is the number of its first free job, or the time of its last start if that is later; the owner with the
+    smallest key is next. A new owner therefore waits for at most about one job of each owner that waits already, and a
+    stream of new owners cannot keep an earlier owner waiting for ever, since their keys grow and its key does not.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class OwnerScheduler:
         self._time: dict[str, int] = {}
 
     def next_job_number(self, queue: str, firsts: Mapping[str, int]) -> int:
-        """The number of the job to begin.
+        """Choose the job to start next and return its number.
 
         Args:
             queue: Kind of work.
@@ -57,7 +57,7 @@ class OwnerScheduler:
         return firsts[min(keys, key=lambda owner: (keys[owner], firsts[owner]))]
 
     def record_turn(self, queue: str, owner: str, newest: int) -> None:
-        """Remember that a job of an owner began when ``newest`` was the largest number in the queue."""
+        """Record that a job of an owner was started when ``newest`` was the largest number in the queue."""
         self._time[queue] = max(newest, self._time.get(queue, 0)) + 1
         self._served.pop((queue, owner), None)
         self._served[queue, owner] = self._time[queue]
@@ -66,6 +66,6 @@ class OwnerScheduler:
 
 
 def make_lanes(field: str, names: Sequence[str]) -> list[tuple[str | None, Lane]]:
-    """A lane for each name, and at the end, under None, one for the jobs with none of them."""
+    """Make a lane for each name and, as last entry with the name None, one for all other jobs."""
     different = tuple(dict.fromkeys(names))
     return [*((name, Lane(field, (name,))) for name in different), (None, Lane(field, different, others=True))]

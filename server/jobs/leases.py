@@ -1,6 +1,6 @@
-"""Who works on a job: it is leased, the lease renewed while the work goes on, and the job ended or given back, once.
+"""Leases of jobs: a worker leases a job, renews the lease while it works, and ends the job or requeues it, once.
 
-Leases are measured on the machine's clock since it was started (:mod:`semiseg.system.boot_clock`); nobody can set it.
+Leases are measured with the clock of the time since boot (:mod:`semiseg.system.boot_clock`), which cannot be set.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from server.jobs.database import Database, Execute
 from server.jobs.job import JobState, LeaseState, QueuedJob, job_from_row
 from server.jobs.lanes import Lane, OwnerScheduler
 
-# A job that may be taken: nobody's, with its delay over, or one whose lease ran out.
+# Condition of a job that may be leased: it waits and its delay is over, or its lease has expired.
 _FREE = "queue = :queue AND state IN ('waiting', 'running') AND (boot <> :boot OR due <= :now)"
 
 
 class Leases:
-    """The leases on the jobs of one file; to be used from any thread, and from several processes."""
+    """The leases on the jobs of one file; they may be used from any thread and from several processes."""
 
     def __init__(self, database: Database, attempts: int) -> None:
-        """Lease jobs of ``database``, each of them ``attempts`` times at most."""
+        """Lease jobs of ``database``, each job at most ``attempts`` times."""
         self._database, self._attempts = database, attempts
         self._boot = boot_clock.boot_id()
         self._scheduler = OwnerScheduler()
@@ -39,19 +39,18 @@ class Leases:
         lane: Lane | None = None,
         fair: bool = False,
     ) -> QueuedJob | None:
-        """Take the next free job for ``seconds``; None when there is none.
+        """Lease the next free job for ``seconds``; None if there is none.
 
-        Jobs that were begun less often go first, so that one that kills the process does not keep the others waiting;
-        then those that were never given back, and then those whose delay was over first: jobs that fail again and
-        again do not keep later ones waiting either.
-        Free jobs that are not to be begun again end here, and ``ended`` is told of each.
+        Jobs that were started less often go first, so that a job that kills the process does not block the others;
+        then jobs that were never requeued, then those whose delay ended first, so that jobs that fail repeatedly do not
+        block later ones. Free jobs that are not to be started again end here, and ``ended`` is called for each.
 
         Args:
             queue: Kind of work.
             seconds: Length of the lease.
-            ended: Function that is told of each job that ended here.
-            lane: Lane from which jobs are taken; all of the kind when it is None.
-            fair: True: owners take turns; False: jobs begin in the order in which they came.
+            ended: Function that is called with each job that ended here, and its state.
+            lane: Lane from which jobs are taken; all jobs of the kind if None.
+            fair: If True, owners take turns; otherwise jobs start in the order of their submission.
         """
         over: list[tuple[QueuedJob, JobState]] = []
         job = self._lease(queue, seconds, over, lane, fair)
@@ -60,7 +59,7 @@ class Leases:
         return job
 
     def _next(self, run: Execute, queue: str, lane: Lane | None, fair: bool) -> list[sqlite3.Row]:
-        """The row of the job that is to begin next, in a list; an empty list when there is none."""
+        """The row of the job to start next, in a list; an empty list if there is none."""
         condition, values = ("1", {}) if lane is None else lane.condition()
         free, values = f"{_FREE} AND {condition}", values | {"queue": queue} | self._now()
         if not fair:
@@ -84,7 +83,7 @@ class Leases:
                     record_end(run, job.id, "cancelled", {})
                     over.append((job, "cancelled"))
                 elif job.attempts >= self._attempts:
-                    sentence = f"Given up: it was begun {job.attempts} times and the program ended before it each time."
+                    sentence = f"Given up: the program ended during each of the {job.attempts} attempts at this job."
                     record_end(run, job.id, "failed", {"error": sentence})
                     over.append((job, "failed"))
                 else:
@@ -106,10 +105,10 @@ class Leases:
         return None
 
     def renew(self, job: QueuedJob, seconds: float, progress: dict[str, Any]) -> LeaseState:
-        """Hold a lease for ``seconds`` more and tell how far the work is.
+        """Extend a lease to ``seconds`` from now and store the progress of the work.
 
         Returns:
-            ``held``; ``stop`` when the job is to be stopped; ``lost`` when another has it.
+            State of the lease: ``held``; ``stop`` if the job is to be stopped; ``lost`` if another worker has the job.
         """
         with self._database.transaction() as run:
             rows = run(
@@ -128,7 +127,7 @@ class Leases:
         return "stop" if rows[0]["stop"] else "held"
 
     def end(self, job: QueuedJob, state: JobState, result: dict[str, Any]) -> bool:
-        """End a job that is held; False when another has it meanwhile, and nothing was changed."""
+        """End a leased job; return False and change nothing if another worker has taken it meanwhile."""
         with self._database.transaction() as run:
             if not run("SELECT 1 FROM jobs WHERE id = ? AND lease = ?", (job.id, job.lease)):
                 return False
@@ -136,17 +135,17 @@ class Leases:
             return True
 
     def requeue(self, job: QueuedJob, *, after: float = 0.0, payload: dict[str, Any] | None = None) -> JobState | None:
-        """Let another try take a job that is held, ``after`` seconds from now, unless it was to be stopped.
+        """Return a leased job to the queue, to be started again in ``after`` seconds, unless it was to be stopped.
 
-        That it was begun does not count as an attempt: whoever gives it back is alive. With ``payload`` the next try
-        gets that one.
+        The start does not count as an attempt, because the process survived it. With ``payload`` the next attempt
+        gets that payload.
 
         Returns:
-            The state that it has now: ``waiting`` or ``cancelled``; None when another has it meanwhile.
+            The new state, ``waiting`` or ``cancelled``; None if another worker has taken the job meanwhile.
         """
         with self._database.transaction() as run:
             rows = run(
-                # One that is given back without a delay, as when its server stops, keeps its place.
+                # A job that is requeued without a delay, as when its server stops, keeps its position.
                 "UPDATE jobs SET state = 'waiting', lease = NULL, boot = :boot, "
                 "due = IIF(:after > 0, :now + :after, 0), "
                 "attempts = attempts - 1, payload = COALESCE(:payload, payload) WHERE id = :id AND lease = :lease "
@@ -167,7 +166,7 @@ class Leases:
             return "waiting"
 
     def release_all(self) -> None:
-        """Take back every lease; only for one who knows that nobody else works on this file."""
+        """Cancel all leases; only to be called if no other process works on this file."""
         with self._database.transaction() as run:
             run("UPDATE jobs SET state = 'waiting', lease = NULL, due = 0 WHERE state = 'running'")
 
@@ -176,7 +175,7 @@ class Leases:
 
 
 def record_end(run: Execute, id: str, state: JobState, result: dict[str, Any]) -> None:  # noqa: A002 - the field's name
-    """Write the end of a job."""
+    """Write the final state and the result of a job."""
     run(
         "UPDATE jobs SET state = ?, lease = NULL, result = ?, changed = ? WHERE id = ?",
         (state, json.dumps(result), time.time(), id),

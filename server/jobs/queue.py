@@ -1,13 +1,13 @@
-"""A durable queue in one SQLite file: a job that was accepted ends exactly once, whatever happens to the process.
+"""A durable queue in one SQLite file: an accepted job ends exactly once, even if the process is killed.
 
-Who works on a job holds a lease on it and renews it while the work goes on (a heartbeat). When the lease runs out, or
-its holder is known to be gone, the job is free for the next one; only the holder of the present lease can end it, so a
-worker that comes back late changes nothing. A job that was begun and not ended `attempts` times is given up: it may be
-what kills the process.
+A worker holds a lease on its job and renews it while it works (a heartbeat). When the lease expires, or its holder is
+known to be gone, another worker may take the job. Only the holder of the current lease can end it, so a worker that
+returns late changes nothing. A job that was started and not ended `attempts` times is given up, because it may be the
+cause of the crashes.
 
-Leases and delays are measured on the machine's clock since it was started, which nobody can set; after another start
-of the machine all of them are over (:mod:`semiseg.system.boot_clock` says what holds on systems other than Linux). The
-time of day is only written down for people and for retention.
+Leases and delays are measured with the clock of the time since boot, which cannot be set; after a reboot all of them
+are over (:mod:`semiseg.system.boot_clock` describes systems other than Linux). The time of day is stored only for
+display and for retention.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ from server.jobs.lanes import Lane
 from server.jobs.leases import Leases, record_end
 
 
-class QueueFull(SemisegError):  # noqa: N818 - it passes
-    """So many jobs wait already: ``limit`` of one ``owner``, or of everybody's where that is None."""
+class QueueFull(SemisegError):  # noqa: N818 - a temporary state
+    """The limit of waiting jobs is reached: ``limit`` jobs of one ``owner``, or of all owners if that is None."""
 
     def __init__(self, limit: int, owner: str | None) -> None:
-        whose = "jobs" if owner is None else "jobs of yours"
-        super().__init__(f"There are {limit} {whose} waiting already, as many as may; try again later.")
+        whose = "jobs" if owner is None else "of your jobs"
+        super().__init__(f"{limit} {whose} are waiting already, which is the limit; try again later.")
 
 
 class Queue(Leases):
-    """The jobs of one file; to be used from any thread, and from several processes."""
+    """The jobs of one file; it may be used from any thread and from several processes."""
 
     def __init__(self, file: Path, *, attempts: int = 10) -> None:
-        """Open or make the file.
+        """Open or create the file.
 
         Args:
             file: File of the database; SQLite keeps two more files beside it.
-            attempts: Number of times that a job is begun before it is given up.
+            attempts: Number of times that a job is started before it is given up.
 
         Raises:
-            InputError: the file is no job database, or one of another version.
-            QueueError: it cannot be opened or written.
+            InputError: The file is not a job database, or its version cannot be migrated to this one.
+            QueueError: The file cannot be opened or written.
         """
         super().__init__(Database(file, SCHEMA, SCHEMA_VERSION, MIGRATIONS), attempts)
 
     def copy_to(self, file: Path) -> None:
-        """Write all of it, as it is at this moment, into a file.
+        """Write a copy of the current state into a file.
 
         Raises:
-            QueueError: it cannot be read, or the copy not be written.
+            QueueError: The database cannot be read, or the copy cannot be written.
         """
         self._database.copy_to(file)
 
@@ -79,15 +79,15 @@ class Queue(Leases):
         max_waiting_of_owner: int | None = None,
         lane: Lane | None = None,
     ) -> QueuedJob:
-        """Accept a job; when this returns, it is on the disk.
+        """Add a job and return it; when this returns, the job is on the disk.
 
-        With a ``key`` that the queue already has, the job that has it is the answer and nothing is added. Otherwise at
-        most ``max_waiting`` jobs may wait, and ``max_waiting_of_owner`` of one owner;
-        with a ``lane``, its jobs are counted instead.
+        If the queue has a job with the same ``key``, that job is returned and nothing is added. Otherwise at most
+        ``max_waiting`` jobs may wait, and ``max_waiting_of_owner`` jobs of one owner; with a ``lane``, the second limit
+        counts the jobs of the lane instead.
 
         Raises:
-            QueueFull: so many wait already.
-            QueueError: it could not be written.
+            QueueFull: A limit of waiting jobs is reached.
+            QueueError: The job could not be written.
         """
         now = time.time()
         row = (id or secrets.token_hex(16), queue, key, owner, "waiting", json.dumps(payload), now, now)
@@ -113,7 +113,7 @@ class Queue(Leases):
         *,
         states: Sequence[JobState] = ("failed", "cancelled"),
     ) -> bool:
-        """Let a job be done once more that has ended in one of ``states``, with ``payload`` if one is given."""
+        """Restart a job that has ended in one of ``states``, with the new ``payload`` if one is given."""
         with self._database.transaction() as run:
             return bool(
                 run(
@@ -132,13 +132,13 @@ class Queue(Leases):
         lane: Lane | None = None,
         at_once: bool = False,
     ) -> int:
-        """Give jobs that wait another payload: what happened to one job concerns all of its lane.
+        """Change the payload of waiting jobs, for an event at one job that concerns all jobs of its lane.
 
         Args:
             queue: Kind of work.
             change: Function that returns the new payload of a job, or None for a job that stays as it is.
-            lane: Lane whose jobs are changed; all of the kind when it is None.
-            at_once: True: the changed jobs may begin now, whatever delay they had.
+            lane: Lane whose jobs are changed; all jobs of the kind if None.
+            at_once: If True, the changed jobs may start now, regardless of their delay.
 
         Returns:
             The number of jobs changed.
@@ -159,7 +159,7 @@ class Queue(Leases):
         return changed
 
     def fail_waiting(self, id: str, result: dict[str, Any]) -> bool:  # noqa: A002 - the field's name
-        """End a job as failed that nobody works on; False when somebody does, or it has ended."""
+        """End a waiting job as failed; return False if it is running or has ended."""
         with self._database.transaction() as run:
             if not run("SELECT 1 FROM jobs WHERE id = ? AND state = 'waiting'", (id,)):
                 return False
@@ -167,7 +167,7 @@ class Queue(Leases):
             return True
 
     def stop(self, id: str) -> QueuedJob | None:  # noqa: A002 - the field's name
-        """Cancel a job: at once when it waits, and when it runs, as soon as its worker hears of it."""
+        """Cancel a job: at once if it waits; if it runs, as soon as its worker notices."""
         with self._database.transaction() as run:
             found = run("UPDATE jobs SET stop = 1 WHERE id = ? RETURNING *", (id,))
             if not found:
@@ -177,7 +177,7 @@ class Queue(Leases):
             return job_from_row(run("SELECT * FROM jobs WHERE id = ?", (id,))[0])
 
     def get(self, id: str) -> QueuedJob | None:  # noqa: A002 - the field's name
-        """The job as it is now."""
+        """Return the current state of a job; None if there is no such job."""
         with self._database.reading() as run:
             rows = run("SELECT * FROM jobs WHERE id = ?", (id,))
         return job_from_row(rows[0]) if rows else None
@@ -190,14 +190,14 @@ class Queue(Leases):
         before: float | None = None,
         lane: Lane | None = None,
     ) -> list[QueuedJob]:
-        """Jobs in the order in which they came.
+        """Jobs in the order of their submission.
 
         Args:
-            states: States of the jobs; any when none is given.
-            queue: Kind of work; any when it is None.
-            owner: Owner of the jobs; anybody when it is None.
-            before: Unix seconds before which the jobs changed last; any time when it is None.
-            lane: Lane of the jobs; any when it is None.
+            states: States of the jobs; any state if none is given.
+            queue: Kind of work; any kind if None.
+            owner: Owner of the jobs; any owner if None.
+            before: Time in Unix seconds before which the jobs were last changed; any time if None.
+            lane: Lane of the jobs; any lane if None.
         """
         named = {f"state{number}": state for number, state in enumerate(states or STATES)}
         condition, values = ("1", {}) if lane is None else lane.condition()
@@ -211,14 +211,14 @@ class Queue(Leases):
         return [job_from_row(row) for row in rows]
 
     def count(self, queue: str) -> dict[JobState, int]:
-        """How many jobs of a kind there are in each state."""
+        """Number of jobs of a kind in each state."""
         with self._database.reading() as run:
             rows = run("SELECT state, COUNT(*) AS n FROM jobs WHERE queue = ? GROUP BY state", (queue,))
         found: dict[JobState, int] = {row["state"]: row["n"] for row in rows}
         return {state: found.get(state, 0) for state in STATES}
 
     def count_ahead(self, job: QueuedJob) -> int:
-        """How many waiting jobs of its kind are to be begun before it."""
+        """Number of waiting jobs of the same kind that precede a job."""
         with self._database.reading() as run:
             rows = run(
                 "SELECT COUNT(*) AS n FROM jobs AS other JOIN jobs AS this ON this.id = ? "
@@ -229,7 +229,7 @@ class Queue(Leases):
         return int(rows[0]["n"])
 
     def delete(self, id: str) -> bool:  # noqa: A002 - the field's name
-        """Delete a job that has ended."""
+        """Delete a job that has ended; return False if there is none."""
         with self._database.transaction() as run:
             return bool(
                 run("DELETE FROM jobs WHERE id = ? AND state IN ('done', 'failed', 'cancelled') RETURNING 1", (id,))

@@ -1,4 +1,4 @@
-"""Threads that take jobs from a queue, keep their leases, and end them."""
+"""Worker threads that lease jobs from a queue, renew the leases, and end the jobs."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from server.jobs.fifo_limiter import FifoLimiter
 from server.jobs.lanes import Lane
 from server.jobs.queue import JobState, Queue, QueuedJob
 
-LEASE_SECONDS = 60.0  # seconds; a process that stands still for longer loses its jobs to the next
+LEASE_SECONDS = 60.0  # a process that is suspended for longer loses its jobs to another worker
 HEARTBEAT_INTERVAL = 1.0
-POLL_INTERVAL = 1.0  # seconds between two looks at an empty queue, for jobs that another process put in
+POLL_INTERVAL = 1.0  # seconds between polls of an empty queue, for jobs that another process added
 
 _LOG = logging.getLogger("semiseg.jobs")
 
 
-class JobFailed(SemisegError):  # noqa: N818 - an end like others
-    """The work cannot be done; trying again would not help."""
+class JobFailed(SemisegError):  # noqa: N818 - a state of a job
+    """The work cannot be done, and a retry would not help."""
 
     def __init__(self, sentence: str, **details: Any) -> None:
         super().__init__(sentence)
         self.details = details
 
 
-class JobPostponed(SemisegError):  # noqa: N818 - no end yet
-    """The work cannot be done now, which is not the job's fault; it is tried again ``after`` so many seconds.
+class JobPostponed(SemisegError):  # noqa: N818 - a state of a job
+    """The work cannot be done now, for a reason outside the job; it is retried in ``after`` seconds.
 
-    The next try gets ``payload``, if one is given.
+    The next attempt gets ``payload``, if one is given.
     """
 
     def __init__(self, sentence: str, *, after: float, payload: dict[str, Any] | None = None) -> None:
@@ -43,11 +43,11 @@ class JobPostponed(SemisegError):  # noqa: N818 - no end yet
 
 @dataclass
 class RunningJob:
-    """A job that is being worked on, as the work sees it.
+    """A running job, as it is passed to the work function.
 
     Attributes:
-        job: The job as it was when it was taken.
-        progress: Progress that the next heartbeat tells; the work replaces it.
+        job: The job at the time of leasing.
+        progress: Progress that the next heartbeat stores; the work function replaces it.
     """
 
     job: QueuedJob
@@ -56,18 +56,18 @@ class RunningJob:
     _reason: str = ""
 
     def cancelled(self) -> bool:
-        """Whether the work is to be given up; asked now and then by the work."""
+        """Return True if the work is to be given up; the work function calls this regularly."""
         return self._stop.is_set()
 
     def cancel(self, reason: str) -> None:
-        """Ask the work to stop; the first reason counts."""
+        """Ask the work to stop; only the first reason is kept."""
         if not self._stop.is_set():
             self._reason = reason
             self._stop.set()
 
     @property
     def reason(self) -> str:
-        """``cancelled``, ``lost`` or ``closing`` once the work is to be given up."""
+        """``cancelled``, ``lost`` or ``closing`` once the work is to be given up; empty before."""
         return self._reason
 
 
@@ -87,19 +87,19 @@ class Worker:
         lane: Lane | None = None,
         fair: bool = False,
     ) -> None:
-        """Start.
+        """Start the threads.
 
         Args:
             queue: Queue of the jobs.
             name: Kind of the jobs.
-            work: Function that works on a task; it returns the job's result, or raises :class:`JobFailed`,
-                :class:`JobPostponed`, or ``Cancelled`` when its task is.
+            work: Function that works on a job; it returns the job's result, or raises :class:`JobFailed`,
+                :class:`JobPostponed`, or ``Cancelled`` if the job was cancelled.
             threads: Number of jobs at the same time.
-            limiter: Limiter, of which a slot is taken before a job is leased, so that no lease runs while others work.
-            ready: Function that returns True when work can begin; no job is taken before.
-            ended: Function that is told of every job that ended here, and how.
-            lane: Lane from which jobs are taken; all of the kind when it is None.
-            fair: True: the owners of jobs take turns.
+            limiter: Limiter of which a slot is acquired before a job is leased, so that no lease runs while it waits.
+            ready: Function that returns True when work can begin; no job is leased before.
+            ended: Function that is called with each job that ended here, and its state.
+            lane: Lane from which jobs are taken; all jobs of the kind if None.
+            fair: If True, the owners of jobs take turns.
         """
         self._queue, self._name, self._work, self._limiter = queue, name, work, limiter
         self._ready, self._ended, self._lane, self._fair = ready, ended, lane, fair
@@ -112,25 +112,25 @@ class Worker:
             thread.start()
 
     def wake(self) -> None:
-        """There is a new job."""
+        """Notify the worker of a new job."""
         self._wake_ups.release()
 
     def stop(self, id: str) -> None:  # noqa: A002 - the field's name
-        """A job was cancelled: let its work hear of it before the next heartbeat."""
+        """Stop the work on a cancelled job now, before the next heartbeat notices."""
         for task in self._of(id):
             task.cancel("cancelled")
 
     def progress(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the field's name
-        """How far a job is that is worked on here."""
+        """Progress of a job that runs in this worker; None for other jobs."""
         return next((task.progress for task in self._of(id)), None)
 
     def _of(self, id: str) -> list[RunningJob]:  # noqa: A002 - the field's name
         return [task for task in list(self._tasks.values()) if task.job.id == id]
 
     def close(self, seconds: float | None = None) -> None:
-        """Give up what is being worked on, let the queue have it back, and wait for it.
+        """Stop the running jobs, return them to the queue, and wait for the threads to end.
 
-        After ``seconds`` it is waited for no longer: a lease of a process that ends is free again at the next start.
+        The wait is at most ``seconds`` long: leases of a process that has ended are released at the next start.
         """
         self._closing.set()
         for task in list(self._tasks.values()):
@@ -148,7 +148,7 @@ class Worker:
             busy = False
             try:
                 busy = self._one()
-            except Exception as error:  # noqa: BLE001 - a thread that ends would never be missed
+            except Exception as error:  # noqa: BLE001 - nothing would restart a thread that ended
                 told = error if isinstance(error, QueueError) else type(error).__name__
                 _LOG.error("A job could not be worked on: %s", told, exc_info=not isinstance(error, QueueError))
             finally:
@@ -157,13 +157,13 @@ class Worker:
                 self._wake_ups.acquire(timeout=POLL_INTERVAL)
 
     def _one(self) -> bool:
-        """Work on the next job; False when there is none."""
+        """Work on the next job; return False if there is none."""
         if self._closing.is_set() or not self._ready():
             return False
         job = self._queue.lease(self._name, LEASE_SECONDS, self._ended, lane=self._lane, fair=self._fair)
         if job is None:
             return False
-        # By lease: after a standstill longer than a lease, two threads may have the same job for a moment.
+        # The key is the lease: after a pause longer than a lease, two threads may have the same job for a moment.
         assert job.lease is not None
         task = self._tasks[job.lease] = RunningJob(job)
         if self._closing.is_set():
@@ -186,7 +186,7 @@ class Worker:
                 return
             state = "cancelled"
         except JobPostponed as error:
-            _LOG.warning("Job %s waits: %s", job.id, error)
+            _LOG.warning("Job %s was postponed: %s", job.id, error)
             self._requeue(job, error.after, error.payload)
             return
         except JobFailed as error:
@@ -194,7 +194,7 @@ class Worker:
         if queue.end(job, state, result):
             self._ended(job, state)
         elif task.reason != "cancelled":
-            _LOG.warning("Job %s was taken over by another worker; what was done here does not count", job.id)
+            _LOG.warning("Job %s was taken over by another worker; its result here is discarded", job.id)
 
     def _requeue(self, job: QueuedJob, after: float = 0.0, payload: dict[str, Any] | None = None) -> None:
         if self._queue.requeue(job, after=after, payload=payload) == "cancelled":

@@ -1,4 +1,4 @@
-"""Whether a newly trained model may replace the one in use: criteria fixed before the training, and the decision."""
+"""Acceptance of a newly trained model in place of the one in use: criteria, fixed before the training, and decision."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AcceptanceCriteria(BaseModel):
-    """What a new model has to reach; all Dice are means over segments and scans unless something else is said.
+    """Conditions that a new model has to meet; each Dice is a mean over segments and scans unless stated otherwise.
 
     Attributes:
-        margin: How much lower than that of the model in use the new model's Dice may be.
-        segment_margin: The same for the Dice of each segment.
-        interval: Whether the lower limit of the 95% interval of the difference, too, has to be above ``-margin``. With
+        margin: Largest allowed decrease of the Dice from the model in use to the new model.
+        segment_margin: Largest allowed decrease of the Dice of each segment.
+        interval: If True, the lower limit of the 95% interval of the difference has to be above ``-margin``, too. With
             few scans that is seldom reached.
-        least_scans: Least number of scans on which the two models are compared.
-        hold_back_every: For a dataset without validation scans: of the labelled scans, in the order in which they were
-            labelled, each one of this number is kept out of all trainings, and the models are compared on these. 0
-            keeps none out.
-        least_agreement: Share of the median agreement that each label has to reach. The agreement of a label is its
-            Dice with a model's own segmentation of its scan: that of the new model for all labels that teach or judge,
-            and that of the model in use for those that it has not learned from. A label that was shifted, mirrored or
-            drawn on another patient falls below, also where the new model has learned it by heart. A label that
-            somebody has confirmed counts as right.
+        least_scans: Minimum number of scans on which the two models are compared.
+        hold_back_every: For a dataset without validation scans: every n-th labelled scan, in the order of labelling, is
+            kept out of all trainings, and the models are compared on these scans. 0 holds back none.
+        least_agreement: Minimum agreement of each label, as a share of the median agreement. The agreement of a label
+            is its Dice with a model's segmentation of the scan: that of the new model for all labels that are used for
+            training or comparison, and that of the model in use for labels that it was not trained on. The agreement of
+            a label that was shifted, mirrored or drawn on another patient is too low with the model in use even if the
+            new model has memorised the label. A label that a person has confirmed is not checked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,13 +45,14 @@ class AcceptanceCriteria(BaseModel):
 
 
 class LabelAgreement(BaseModel):
-    """How far models agree with one label.
+    """Agreement of one label with the segmentations of models.
 
     Attributes:
         image: Id of the image.
-        new: Mean Dice over the segments of the new model's segmentation; None where no segment occurs.
-        in_use: The same of the model in use; None for a label that it has learned from, or without such a model.
-        confirmed: Whether somebody has confirmed that the label is right.
+        new: Mean Dice over the segments with the new model's segmentation; None if no segment occurs.
+        in_use: Mean Dice with the segmentation of the model in use; None for a label that it was trained on, or if
+            there is no such model.
+        confirmed: True if a person has confirmed that the label is right.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,16 +67,17 @@ class AcceptanceDecision(BaseModel):
     """The decision about a new model, with its evidence.
 
     Attributes:
-        accepted: Whether the new model is used from now on.
-        reasons: Sentences that say why; the first one is the decision.
-        criteria: The criteria, as they were fixed before the training.
+        accepted: True if the new model is used from now on.
+        reasons: Reasons in sentences; the first one is the decision.
+        criteria: Criteria that were fixed before the training.
         judged_on: Scans on which the models were compared.
-        judged_because: Why these scans.
+        judged_because: Reason for the choice of these scans.
         candidate: Dice of the new model by scan and segment.
         current: Dice of the model in use; None if there was none.
-        differences: New model minus model in use, by segment and over ``all``: mean, limits of the 95% interval, scans.
-        labels: Agreement of each label that teaches or judges, in the order of the scans.
-        failures: Scans that could not be segmented or compared, with the reason.
+        differences: Differences of the Dice, new model minus model in use, by segment and for ``all``: mean, limits of
+            the 95% interval, number of scans.
+        labels: Agreement of each label that is used for training or comparison, in the order of the scans.
+        failures: Scans that could not be segmented or compared, with the error.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,9 +95,9 @@ class AcceptanceDecision(BaseModel):
 
 
 def select_holdout(labelled: Sequence[str], criteria: AcceptanceCriteria) -> list[str]:
-    """The labelled scans that are kept out of trainings: each ``hold_back_every``-th in the order of labelling.
+    """Select the labelled scans that are kept out of trainings: each ``hold_back_every``-th in the order of labelling.
 
-    A scan that was held back once stays held back, since the order only grows at its end.
+    A scan that was held back once stays held back, because new scans are only appended to the order.
     """
     every = criteria.hold_back_every
     return list(labelled[every - 1 :: every]) if every else []
@@ -116,14 +117,15 @@ def decide(
     """Decide whether a new model replaces the one in use.
 
     Args:
-        criteria: The criteria.
-        judged_because: Why the scans were chosen on which the two are compared.
-        candidate: The new model on the scans that judge; None if there are none.
-        current: The model in use on the same scans; None if there is no model or no scan.
-        labels: The new model on the scans that it was trained on with a label.
-        unseen: The model in use on the scans whose label it has not learned from; None if there are none.
-        confirmed: Images whose label somebody has confirmed.
-        replaces: Whether there is a model in use.
+        criteria: Criteria of the acceptance.
+        judged_because: Reason for the choice of the scans on which the models are compared.
+        candidate: Evaluation of the new model on the scans for the comparison; None if there are none.
+        current: Evaluation of the model in use on the same scans; None if there is no model or no scan.
+        labels: Evaluation of the new model on the scans with whose labels it was trained.
+        unseen: Evaluation of the model in use on the scans with labels that it was not trained on; None if there are
+            none.
+        confirmed: Images whose label a person has confirmed.
+        replaces: True if there is a model in use.
     """
     differences = compare(candidate, current) if candidate is not None and current is not None else {}
     overall = differences.get("all") or next(iter(differences.values()), None)
@@ -139,15 +141,15 @@ def decide(
     scans = candidate.cases if candidate is not None else ()
     if replaces and len(scans) < criteria.least_scans:
         against.append(
-            f"There are {len(scans)} scans to compare the models on, and the criteria ask for {criteria.least_scans}. "
-            "Name validation scans in the split, or label more scans."
+            f"There are {len(scans)} scans to compare the models on, but the criteria require {criteria.least_scans}. "
+            "Add validation scans to the split, or label more scans."
         )
     if against:
         reasons = ("The new model is not used.", *against)
     elif overall is not None:
-        reasons = ("The new model is used.", f"It is not worse than the model before: {_told(overall)}.")
+        reasons = ("The new model is used.", f"It is not worse than the previous model: {_told(overall)}.")
     else:
-        reasons = ("The new model is used.", "There was no model before it that it could be compared with.")
+        reasons = ("The new model is used.", "There was no previous model to compare it with.")
     return AcceptanceDecision(
         accepted=not against,
         reasons=reasons,
@@ -168,7 +170,7 @@ def decide(
 
 
 def _agreement(labels: Evaluation) -> dict[str, float]:
-    """The mean Dice of each scan over its segments; scans in which no segment occurs are left out."""
+    """The mean Dice of each scan over its segments; scans without any segment are omitted."""
     found: dict[str, float] = {}
     for case in labels.cases:
         values = [row.score.dice for row in labels.rows if row.case == case and not math.isnan(row.score.dice)]
@@ -180,7 +182,7 @@ def _agreement(labels: Evaluation) -> dict[str, float]:
 def _doubted(
     new: Mapping[str, float], in_use: Mapping[str, float], right: set[str], criteria: AcceptanceCriteria
 ) -> list[str]:
-    """A sentence for the label that agrees least with a model, if that is too little beside the other labels."""
+    """A sentence about the label that agrees least with a model, if its agreement is too low; else an empty list."""
     for model, agreement in (("the new model", new), ("the model in use", in_use)):
         doubtful = {case: value for case, value in agreement.items() if case not in right}
         if len(agreement) < 3 or not doubtful:
@@ -190,8 +192,8 @@ def _doubted(
         if doubtful[case] < criteria.least_agreement * middle:
             return [
                 f"The label of {case} disagrees most: its Dice with {model} is {doubtful[case]:.2f}, and the median of "
-                f"{len(agreement)} labels is {middle:.2f}. Look whether it was shifted, mirrored, or drawn on another "
-                "scan; if it is right, confirm it, and if it is not, save another one."
+                f"{len(agreement)} labels is {middle:.2f}. Check whether it was shifted, mirrored, or drawn on another "
+                "scan. Confirm it if it is right; otherwise save a corrected label."
             ]
     return []
 
@@ -202,7 +204,7 @@ def _worse(
     if overall is None:
         return []
     found = []
-    # A difference that is not a number is no evidence that the new model is as good.
+    # A difference that is NaN does not show that the new model is as good.
     if not overall.mean >= -criteria.margin:
         found.append(f"It is worse than the model in use by more than {criteria.margin:g}: {_told(overall)}.")
     elif criteria.interval and not overall.low >= -criteria.margin:

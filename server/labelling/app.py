@@ -1,8 +1,8 @@
 """The labelling application: MONAI Label's REST interface over a dataset folder.
 
 Paths, methods and documents are those of MONAI Label 0.8.5, as its extension for 3D Slicer and its Python client expect
-them (https://github.com/Project-MONAI/MONAILabel). Its plugin for OHIF asks for DICOM series, and a dataset folder has
-none.
+them (https://github.com/Project-MONAI/MONAILabel). Its plugin for OHIF is not supported, because it needs DICOM series,
+which a dataset folder does not have.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from server.labelling.training_endpoints import TrainingEndpoints
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>semiseg label</title>
 <h1>semiseg label</h1>
-<p>RESEARCH USE ONLY. This server keeps the labels of a dataset. Give its address to the MONAI Label extension of 3D
-Slicer, or to a program that speaks MONAI Label's REST interface.</p></html>"""
+<p>RESEARCH USE ONLY. This server stores the labels of a dataset. Enter its address in the MONAI Label extension of 3D
+Slicer, or in another program that uses MONAI Label's REST interface.</p></html>"""
 _LINES = 300
 
 
 def make_labelling_app(
     context: LabellingContext, access: AccessOptions, training: TrainingService | None = None
 ) -> Starlette:
-    """The ASGI application.
+    """Make the ASGI application.
 
     Args:
-        context: What the server has.
-        access: Names, origins and proxies of the server.
-        training: What trains the next model; None for a server that does not train.
+        context: Objects that the endpoints share.
+        access: Allowed host names and origins, and trusted proxies.
+        training: Service that trains the next model; None for a server that does not train.
 
     Raises:
-        InputError: A name, an origin or a proxy in ``access`` is none.
+        InputError: A host name, an origin or a proxy in ``access`` is invalid.
     """
     datastore = DatastoreEndpoints(context)
     inference = InferenceEndpoint(context)
@@ -68,7 +68,7 @@ def make_labelling_app(
     async def http_error(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 404
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-        known = "This address does not take this method." if status == 405 else "There is nothing at this address."
+        known = "This URL does not allow this method." if status == 405 else "There is nothing at this URL."
         del request
         return error_response(ApiError(status, known, headers=headers))
 
@@ -80,7 +80,7 @@ def make_labelling_app(
     ]
     keys, guard, proxies = context.keys, access.browser_guard(keys=context.keys.required), access.trusted_proxies()
     middleware = [Middleware(LabellingMiddleware, keys=keys, guard=guard, proxies=proxies)]
-    if access.origins:  # before the keys: a browser asks beforehand, without one
+    if access.origins:  # outermost, since a browser's preflight request has no key
         cross_origin = Middleware(
             CORSMiddleware,
             allow_origins=list(access.origins),
@@ -94,7 +94,7 @@ def make_labelling_app(
 
 
 class _GeneralEndpoints:
-    """What is neither a label nor a segmentation nor a training."""
+    """The endpoints that concern neither labels nor inference nor training."""
 
     def __init__(
         self, context: LabellingContext, datastore: DatastoreEndpoints, training: TrainingService | None
@@ -132,7 +132,7 @@ class _GeneralEndpoints:
         model = context.models.current()
         return {
             "name": f"semiseg: {context.datastore.dataset.name}",
-            "description": "Labels of a dataset folder, kept by semiseg. RESEARCH USE ONLY.",
+            "description": "Labels of a dataset folder, stored by semiseg. RESEARCH USE ONLY.",
             "version": metadata.version("semiseg"),
             "labels": list(context.datastore.names.values),
             "models": {} if model is None else {model.name: model.describe()},
@@ -168,7 +168,7 @@ class _GeneralEndpoints:
     async def _make_session(self, request: Request, body: RequestBody, folder: Path) -> Response:
         asked = request.query_params.get("expiry", "0")
         if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
-            raise ApiError(400, "`expiry` is a number of seconds.")
+            raise ApiError(400, "`expiry` must be a number of seconds.")
         form = await receive_form(request, body, folder, self._context.limits)
         files = form.files.get("files", ())
         session = await anyio.to_thread.run_sync(self._context.sessions.create, files, int(asked))
@@ -180,7 +180,7 @@ class _GeneralEndpoints:
         if request.query_params.get("image", "").lower() in ("true", "1", "yes"):
             files = sorted(sessions.image_of(name).iterdir())
             if len(files) > 1:
-                raise ApiError(400, "The image of this session is several files, which are not sent back.")
+                raise ApiError(400, "The image of this session has several files, which cannot be sent back.")
             return FileResponse(files[0], media_type="application/octet-stream", filename=session.image)
         return JSONResponse(session_document(session))
 
@@ -191,7 +191,7 @@ class _GeneralEndpoints:
     async def _logs(self, request: Request) -> Response:
         asked = request.query_params.get("lines", str(_LINES))
         if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
-            raise ApiError(400, "`lines` is a number of lines; 0 stands for all that are kept.")
+            raise ApiError(400, "`lines` must be a number of lines; 0 returns all that are kept.")
         lines = self._context.log.last(int(asked))
         return PlainTextResponse("".join(f"{line}\n" for line in lines))
 
@@ -199,7 +199,7 @@ class _GeneralEndpoints:
         return JSONResponse({"enabled": self._context.keys.required, "client_id": "semiseg", "realm": ""})
 
     async def _token(self, request: Request, body: RequestBody, folder: Path) -> Response:
-        """Exchange a key, given as the password of its owner, for itself as a token."""
+        """Return the API key, sent as the password of its owner, as the access token."""
         fields = (await receive_form(request, body, folder, self._context.limits)).fields
         if not self._context.keys.required:
             return JSONResponse({"access_token": None, "token_type": None})
@@ -207,9 +207,9 @@ class _GeneralEndpoints:
         try:
             owner = self._context.keys.find_owner(key)
         except InputError:
-            raise ApiError(503, "The server's API keys cannot be read; its operator has to look at them.") from None
+            raise ApiError(503, "The server's API keys cannot be read; its operator has to check them.") from None
         if owner is None or owner != fields.get("username"):
-            raise ApiError(401, "The name is the owner of an API key of this server, and the password is the key.")
+            raise ApiError(401, "Log in with the name of the owner of an API key, and with the key as the password.")
         return JSONResponse({"access_token": key, "token_type": "bearer"})
 
     async def _valid(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What the endpoints of the labelling server share, and how each request is received, bounded and answered."""
+"""The objects that the endpoints of the labelling server share, and the limits and errors of their requests."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ NAME_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class LabellingContext:
-    """What a labelling server has.
+    """The objects that all endpoints of a labelling server share.
 
     Attributes:
-        datastore: The images and their labels.
-        models: The model in use.
+        datastore: Images and their labels.
+        models: Model in use.
         sessions: Images of clients that are not in the dataset.
-        reservations: Images that were offered to annotators lately.
         keys: API keys.
-        limits: What is accepted.
-        admission: Count of the requests that are being received or worked on.
-        limiter: Turns of the network.
+        limits: Limits of requests.
+        admission: Concurrency limit of requests.
+        limiter: Limiter for the concurrent use of the network.
         scratch: Folder for uploads.
-        log: The last lines of the log.
+        reservations: Images that were recently offered to annotators.
+        log: Last lines of the log.
     """
 
     datastore: Datastore
@@ -61,7 +61,7 @@ class LabellingContext:
     log: RecentLog = field(default_factory=RecentLog)
 
     def endpoint(self, work: Callable[[Request], Awaitable[Response]]) -> Endpoint:
-        """An endpoint without a body that is worth counting; every error becomes a status and a sentence."""
+        """Wrap the handler of requests without a body to receive; errors become a status and a message."""
 
         async def respond(request: Request) -> Response:
             return await self._answered(request, lambda: work(request), None)
@@ -69,7 +69,7 @@ class LabellingContext:
         return respond
 
     def upload(self, work: Callable[[Request, RequestBody, Path], Awaitable[Response]]) -> Endpoint:
-        """An endpoint that receives a body, within the limits, into a folder that is deleted afterwards."""
+        """Wrap a handler that receives a body, within the limits, into a folder that is deleted afterwards."""
 
         async def respond(request: Request) -> Response:
             body = RequestBody(request, self.limits)
@@ -94,23 +94,23 @@ class LabellingContext:
             response = await work()
         except TimeoutError:
             seconds = self.limits.request_seconds
-            words = f"It took longer than the {seconds:g} seconds that a request may take."
+            words = f"The request took longer than the time limit of {seconds:g} seconds."
             response = error_response(ApiError(504, words))
         except (ClientDisconnect, Cancelled):
             return Response(status_code=CLIENT_GONE)
         except InputError as error:
             response = error_response(ApiError(422, self.without_paths(str(error))))
-        except Exception as error:  # noqa: BLE001 - an unexpected error shows nothing of the server's inside
+        except Exception as error:  # noqa: BLE001 - unexpected errors must not reveal internals
             response = error_response(to_api_error(error))
         if body is not None:
             await body.drain()
             if not body.complete:
-                # The rest of the body cannot be told from a next request.
+                # The rest of the body could not be distinguished from the next request.
                 response.headers["Connection"] = "close"
         return response
 
     def without_paths(self, sentence: str) -> str:
-        """A sentence without the folders of this machine."""
+        """Remove the folders of this machine from a message."""
         for folder in (self.datastore.dataset.folder, self.datastore.state, self.scratch):
             for shown in dict.fromkeys((str(folder.resolve()), str(folder))):
                 sentence = sentence.replace(f"{shown}/", "").replace(f"{shown}\\", "").replace(shown, "the dataset")
@@ -118,19 +118,19 @@ class LabellingContext:
 
 
 def requester_name(request: Request, params: dict[str, Any]) -> str:
-    """The name under which a change is recorded: the key's owner, or else what the client calls itself."""
+    """The name under which a change is recorded: the key's owner, or else the name that the client sent."""
     if owner := key_owner(request):
         return owner
     return printable(params.get("client_id")) or "unnamed"
 
 
 def printable(said: object) -> str:
-    """A name that a client gave, in printable characters and not too long; empty for anything but text."""
+    """The printable characters of a client's name, at most NAME_CHARACTERS; empty if it is not text."""
     return "".join(c for c in said if c.isprintable())[:NAME_CHARACTERS] if isinstance(said, str) else ""
 
 
 def display_path(request: Request, path: Path) -> str:
-    """A path as a client is told it: whole for a program of this machine, which may open it, else the file's name."""
+    """A path for a client: absolute for a program on this machine, which may open it; else the name of the file."""
     client = request.client.host if request.client else ""
     try:
         direct = bool(request.scope.get("semiseg.direct")) and "x-forwarded-for" not in request.headers
@@ -141,12 +141,12 @@ def display_path(request: Request, path: Path) -> str:
 
 
 def query(request: Request, name: str, *others: str) -> str:
-    """A parameter of the query that has to be there, under one of its names.
+    """Return a required parameter of the query, which may have one of several names.
 
     Raises:
-        ApiError: 400, it is missing.
+        ApiError: 400, the parameter is missing.
     """
     for one in (name, *others):
         if value := request.query_params.get(one):
             return value
-    raise ApiError(400, f"Say which one is meant in the query: ?{name}=...")
+    raise ApiError(400, f"The query parameter `{name}` is missing: ?{name}=...")

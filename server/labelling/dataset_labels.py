@@ -1,4 +1,4 @@
-"""Final labels written into the dataset folder itself, for programs that know nothing of the labelling."""
+"""Writing of final labels into the dataset folder itself, for programs that do not know the labelling server."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _DESCRIPTION = "dataset.json"
 def apply_labels(store: Datastore, who: str, tell: Callable[[str], None] = lambda sentence: None) -> list[str]:
     """Write the newest final label of each image to ``labelsTr`` and list it in ``dataset.json``.
 
-    Before a label is replaced, it is kept in the store as a version with the state ``original``. Each file is replaced
-    whole or not at all; an interrupted call is completed by another one.
+    Before a label is replaced, it is saved in the store as a version with the state ``original``. Each file is replaced
+    atomically; after an interruption, another call completes the rest.
 
     Args:
-        store: The dataset and its labels.
-        who: Name of the person who asks for it.
+        store: Dataset and its labels.
+        who: Name of the person who requests it.
         tell: Function that is called with a sentence for each label.
 
     Returns:
-        Ids of the images whose label in the dataset folder is another one now.
+        Ids of the images whose label in the dataset folder was changed.
 
     Raises:
-        DatasetError: A label's file has a format that is not written. Nothing was changed then.
+        DatasetError: A label's file has a format that cannot be written. Nothing is changed then.
     """
     dataset = store.dataset
     wanted: list[tuple[Case, LabelRecord, Path]] = []
@@ -64,16 +64,16 @@ def apply_labels(store: Datastore, who: str, tell: Callable[[str], None] = lambd
 def write_training_view(store: Datastore, folder: Path, split: SplitFile | None = None) -> dict[str, str]:
     """Write a dataset folder that lists the same images with the labels that training uses now.
 
-    The folder holds ``dataset.json`` and ``split.json`` and refers to the images and labels where they lie, so nothing
-    is copied and the dataset folder is not changed. Labels that the split keeps closed are not listed.
+    The folder holds ``dataset.json`` and ``split.json``, which refer to the existing files of the images and labels, so
+    nothing is copied and the dataset folder is not changed. Labels that the split closes to training are not listed.
 
     Args:
-        store: The dataset and its labels.
-        folder: Folder to make.
+        store: Dataset and its labels.
+        folder: Folder to create.
         split: Split to write; that of the datastore by default.
 
     Returns:
-        The SHA-256 of each listed label by the image's id.
+        SHA-256 of each listed label by the image's id.
 
     Raises:
         DatasetError: The dataset has no ``dataset.json``, or an image's name is not its id.
@@ -81,7 +81,7 @@ def write_training_view(store: Datastore, folder: Path, split: SplitFile | None 
     dataset, split = store.dataset, split or store.split()
     source = dataset.folder / _DESCRIPTION
     if not source.is_file():
-        raise DatasetError(f"{dataset.folder} has no {_DESCRIPTION} that names the label values; write one to train.")
+        raise DatasetError(f"{dataset.folder} has no {_DESCRIPTION} with the label values, which training needs.")
     judging = {*split.test, *split.development}
     listed, sums = [], {}
     for image, case in dataset.cases.items():
@@ -105,16 +105,16 @@ def write_training_view(store: Datastore, folder: Path, split: SplitFile | None 
 
 
 def _target(dataset: Dataset, case: Case) -> Path:
-    """The file in the dataset folder that holds the label of a scan."""
+    """The file of a scan's label in the dataset folder."""
     if case.label is None:
         return dataset.folder / "labelsTr" / f"{case.id}.nii.gz"
     if not case.label.name.endswith((".nii", ".nii.gz")):
-        raise DatasetError(f"{case.label} is no NIfTI file; only NIfTI labels are replaced in a dataset folder.")
+        raise DatasetError(f"{case.label} is not a NIfTI file; only NIfTI labels can be replaced in a dataset folder.")
     return case.label
 
 
 def _same_labels(source: Path, target: Path) -> bool:
-    """Whether two label maps hold the same values on the same grid."""
+    """Return True if two label maps have the same shape and values."""
     if target.read_bytes() == source.read_bytes():
         return True
     theirs, ours = read_labels(target), read_labels(source)
@@ -122,7 +122,7 @@ def _same_labels(source: Path, target: Path) -> bool:
 
 
 def _keep_original(store: Datastore, case: Case, target: Path, who: str) -> None:
-    """Keep the label that the dataset held, unless the store has the same already."""
+    """Save the label of the dataset folder in the store, unless the store has it already."""
     labels = [one for one in store.store.history(case.id) if one.kind == "label"]
     if any(_same_labels(store.store.file_of(one), target) for one in labels):
         return
@@ -151,7 +151,7 @@ def _replace(source: Path, target: Path, case: Case) -> None:
 
 
 def _list_labels(dataset: Dataset, files: dict[str, Path]) -> None:
-    """Name the new labels in the list ``training`` of ``dataset.json``, where it has one."""
+    """Add the new labels to the list ``training`` of ``dataset.json``, if it has one."""
     path = dataset.folder / _DESCRIPTION
     if not files or not path.is_file():
         return
@@ -170,7 +170,7 @@ def _list_labels(dataset: Dataset, files: dict[str, Path]) -> None:
 
 
 def _reference(file: Path, folder: Path) -> str:
-    """The path of a file as a dataset.json in ``folder`` names it: relative to it where that is possible."""
+    """The path of a file for a dataset.json in ``folder``: relative to the folder if possible."""
     try:
         return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
     except ValueError:  # another drive of Windows

@@ -1,4 +1,4 @@
-"""The dataset folder together with the labels that annotators saved: what clients see and training uses."""
+"""The dataset folder together with the labels that annotators saved, for clients and for training."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SPLIT = "split.json"
 
 @dataclass(frozen=True)
 class KnownLabel:
-    """One label of an image, as clients may ask for it.
+    """One label of an image, as clients can request it.
 
     Attributes:
-        file: The label map.
-        info: What is known about it.
-        record: Its record; None for a label in the dataset folder that nobody has changed here.
+        file: File of the label map.
+        info: Further data about the label.
+        record: Record of the label; None for a label of the dataset folder that was not changed here.
     """
 
     file: Path
@@ -38,10 +38,10 @@ class Datastore:
     """The images of a dataset, their labels, and the split that grows with them."""
 
     def __init__(self, dataset: Dataset, names: LabelNames, base: BaseSplit, state: Path) -> None:
-        """Open the store in the folder ``state`` and write the split as it is now.
+        """Open the store in the folder ``state`` and write the current split.
 
         Raises:
-            InputError: see :class:`LabelStore`.
+            InputError: See :class:`LabelStore`.
         """
         self.dataset = dataset
         self.names = names
@@ -59,8 +59,9 @@ class Datastore:
     def labels(self, image: str) -> dict[str, KnownLabel]:
         """The labels of an image by tag.
 
-        ``final`` is what training uses: the newest final label, or else the dataset's own where the split opens it.
-        ``original`` is where an annotator begins: the newest label of another tag, such as a model's draft.
+        ``final`` is the label for training: the newest final label, or else the dataset's own if the split opens it.
+        ``original`` is the label that an annotator starts from: the newest label of another tag, such as a model's
+        draft.
         """
         records = self.store.labels(image)
         out = {tag: self._known(record) for tag, record in records.items()}
@@ -76,16 +77,16 @@ class Datastore:
         return self.labels(image).get(tag)
 
     def save(self, image: str, label: NewLabel, *, tag: str, who: str, **more: Any) -> LabelRecord:
-        """Save a label as :meth:`LabelStore.add` does, and let the split grow."""
+        """Save a label as :meth:`LabelStore.add` does, and update the split."""
         record = self.store.add(image, label, tag=tag, who=who, **more)
         if tag == FINAL:
             self._write_split()
         return record
 
     def withdraw(self, image: str, tag: str, who: str) -> bool:
-        """Take the label of a tag back; False if the store has none.
+        """Withdraw the newest label of a tag; return False if the store has none.
 
-        Without a final label of an annotator, the dataset's own counts again where the split opens it.
+        Without a final label of an annotator, the dataset's own label is used again if the split opens it.
         """
         done = self.store.withdraw(image, tag, who) is not None
         if done and tag == FINAL:
@@ -102,7 +103,7 @@ class Datastore:
         return [image for _, image in sorted(found)]
 
     def split(self) -> SplitFile:
-        """The split with which a training would run now."""
+        """The split for a training that starts now."""
         return self.base.grown(self.finished())
 
     def waiting(self) -> list[str]:
@@ -111,7 +112,7 @@ class Datastore:
         return [image for image in self.dataset.cases if self.base.teaches(image) and image not in done]
 
     def checksum(self, file: Path) -> str:
-        """The SHA-256 of a file, computed again only when the file has changed."""
+        """The SHA-256 of a file; it is computed again only after the file has changed."""
         found = file.stat()
         stamp = (found.st_mtime_ns, found.st_size)
         known = self._sums.get(file)

@@ -56,12 +56,12 @@ class DatastoreEndpoints:
     async def _list(self, request: Request) -> Response:
         output = request.query_params.get("output") or "stats"
         if output not in _OUTPUTS:
-            raise ApiError(400, f"`output` is {', '.join(_OUTPUTS[:-1])} or {_OUTPUTS[-1]}.")
+            raise ApiError(400, f"`output` must be {', '.join(_OUTPUTS[:-1])} or {_OUTPUTS[-1]}.")
         make = {"stats": lambda: self.statistics(), "all": self._objects, "train": lambda: self._pairs(request)}[output]
         return JSONResponse(await anyio.to_thread.run_sync(make))
 
     def statistics(self) -> dict[str, Any]:
-        """How many training scans there are, how many of them have a final label, and how many labels of each tag."""
+        """Number of training scans, number of those with a final label, and number of labels of each tag."""
         store = self._store
         train = [image for image in store.dataset.cases if image in store.base.train]
         tags = Counter(tag for image in store.dataset.cases for tag in store.labels(image))
@@ -109,14 +109,14 @@ class DatastoreEndpoints:
     def _images_are_fixed() -> ApiError:
         return ApiError(
             403,
-            "The images are those of the dataset folder, and they are neither added nor deleted over the network: the "
-            "server's operator adds scans with `semiseg collect --add`. To segment another image, make a session.",
+            "The images are those of the dataset folder and cannot be added or deleted over the network; the server's "
+            "operator adds scans with `semiseg collect --add`. To segment another image, create a session.",
         )
 
     def _case(self, image: str) -> Case:
         case = self._store.case(image)
         if case is None:
-            raise ApiError(404, "The dataset has no image of this id.")
+            raise ApiError(404, "The dataset has no image with this id.")
         return case
 
     async def _image(self, request: Request) -> Response:
@@ -157,9 +157,7 @@ class DatastoreEndpoints:
         tag = request.query_params.get("tag") or FINAL
         state_for_tag(tag)
         if tag == DATASET:
-            raise ApiError(
-                422, f"The tag {DATASET} is that of labels that the dataset folder held; choose another one."
-            )
+            raise ApiError(422, f"The tag {DATASET} is reserved for labels of the dataset folder; choose another one.")
         form = await receive_form(request, body, folder, self._context.limits)
         params, sent = form.json("params"), form.file("label")
         who = requester_name(request, params)
@@ -179,7 +177,7 @@ class DatastoreEndpoints:
         if not await anyio.to_thread.run_sync(self._store.withdraw, image, tag, who):
             raise ApiError(
                 404,
-                "No label with this tag was saved here. A label of the dataset folder itself is not taken back; save "
+                "No label with this tag was saved here. A label of the dataset folder itself cannot be withdrawn; save "
                 "another one.",
             )
         return JSONResponse({})
@@ -197,10 +195,10 @@ class DatastoreEndpoints:
 
 
 def make_label_info(label: KnownLabel, values: Mapping[str, int]) -> dict[str, Any]:
-    """What clients are told about a label.
+    """Make the document about a label for clients.
 
-    3D Slicer names the values that occur in a label map, in ascending order, after the names in ``params.label_names``;
-    so only names that occur are listed there.
+    3D Slicer assigns the names in ``params.label_names`` to the values that occur in a label map, in ascending order;
+    therefore only names that occur are listed there.
     """
     record = label.record
     if record is None:
@@ -229,5 +227,5 @@ def _image_info(case: Case) -> dict[str, Any]:
 
 
 def _ending(path: Path) -> str:
-    """The extension of a file, ``.nii.gz`` whole."""
+    """The extension of a file, with ``.nii.gz`` as one extension."""
     return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix

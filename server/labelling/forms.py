@@ -1,4 +1,4 @@
-"""The bodies of requests: multipart forms written to the disk as they arrive, and small forms and JSON in memory."""
+"""Request bodies: multipart forms are written to the disk as they arrive; small forms and JSON are kept in memory."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class UploadedFile:
     """One file of a form.
 
     Attributes:
-        path: The file on this machine.
-        name: The name that the client gave it.
+        path: Path of the received file.
+        name: File name that the client sent.
     """
 
     path: Path
@@ -39,26 +39,26 @@ class Form:
     """A form that a client sent.
 
     Attributes:
-        fields: The text fields by name.
-        files: The files of each field, in the order in which they came.
+        fields: Text fields by name.
+        files: Files of each field, in the order of their parts.
     """
 
     fields: Mapping[str, str]
     files: Mapping[str, tuple[UploadedFile, ...]]
 
     def json(self, field: str) -> dict[str, Any]:
-        """The JSON object in a text field; an empty one where the field is missing or empty.
+        """The JSON object in a text field; an empty one if the field is missing or empty.
 
         Raises:
-            ApiError: 400, it is not a JSON object.
+            ApiError: 400, the field is not a JSON object.
         """
         return _object(self.fields.get(field, ""), f"The field `{field}`")
 
     def file(self, field: str) -> UploadedFile:
-        """The one file of a field.
+        """The only file of a field.
 
         Raises:
-            ApiError: 400, there is none, or there are several.
+            ApiError: 400, the field has no file or several.
         """
         found = self.files.get(field, ())
         if len(found) != 1:
@@ -70,13 +70,13 @@ async def receive_form(request: Request, body: RequestBody, folder: Path, limits
     """Receive a ``multipart/form-data`` or ``application/x-www-form-urlencoded`` body.
 
     Args:
-        request: The request.
-        body: Its body.
-        folder: Folder for the files; their names in it are numbers and nothing that the client said.
-        limits: Largest body, and the free space that it has to leave.
+        request: Request with the form.
+        body: Body of the request.
+        folder: Folder for the files, which are named by numbers, independent of the client's names.
+        limits: Limits of the size of the body and of the free disk space.
 
     Raises:
-        ApiError: 400 the form is malformed, 408 the upload stood still, 413 it is too large, 415 it is no form.
+        ApiError: 400, the form is malformed; 408, the upload stalled; 413, it is too large; 415, it is not a form.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind == b"application/x-www-form-urlencoded":
@@ -97,7 +97,7 @@ async def receive_json(body: RequestBody) -> dict[str, Any]:
     """Receive a JSON object; an empty body is an empty object.
 
     Raises:
-        ApiError: 400 it is not a JSON object, 413 it is longer than a megabyte.
+        ApiError: 400, the body is not a JSON object; 413, it is longer than a megabyte.
     """
     content = await _small(body)
     try:
@@ -107,7 +107,7 @@ async def receive_json(body: RequestBody) -> dict[str, Any]:
 
 
 async def _first_line(body: RequestBody) -> bytes:
-    """The beginning of a body, at least its first line."""
+    """Read the beginning of a body, at least its first line."""
     start = b""
     while body.has_more and b"\r\n" not in start and len(start) < _LINE_BYTES:
         start += await body.next_chunk()
@@ -117,11 +117,11 @@ async def _first_line(body: RequestBody) -> bytes:
 def _boundary(start: bytes, declared: bytes) -> bytes:
     """The boundary of a multipart body.
 
-    The body's first line counts: MONAI Label's Python client, once it has logged in, sends the Content-Type of its last
-    request along with the next one, so that the header may name another boundary, or JSON.
+    The body's first line takes precedence over the header: after a log-in, MONAI Label's Python client sends the
+    Content-Type of its previous request, so that the header may name another boundary, or JSON.
 
     Raises:
-        ApiError: 415, the body is no multipart form.
+        ApiError: 415, the body is not a multipart form.
     """
     line = start.partition(b"\r\n")[0].rstrip(b" \t")
     if line.startswith(b"--") and 2 < len(line) <= _LINE_BYTES and line != b"--" + declared + b"--":
@@ -153,13 +153,13 @@ def _object(text: str, what: str) -> dict[str, Any]:
 
 
 class _AnyForm(FormWriter):
-    """A form that takes every text field and every file."""
+    """A form that accepts every text field and every file."""
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         super().__init__(folder, limits)
         self._fields: dict[str, bytearray] = {}
         self._sent: dict[str, tuple[UploadedFile, ...]] = {}
-        self._text: bytearray | None = None  # of the present part; None where it is a file
+        self._text: bytearray | None = None  # text of the current part; None if it is a file
 
     def form(self) -> Form:
         try:

@@ -1,4 +1,4 @@
-"""``POST /infer/{model}``: an image of the dataset, of a session or of the request itself, segmented."""
+"""``POST /infer/{model}``: segments an image of the dataset, of a session, or of the request itself."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from server.labelling.record import ORIGINAL
 from server.labelling.results import LabelMapResult, encode_label_map, requested_extension
 from server.labelling.store import NewLabel
 
-POLL_INTERVAL = 0.2  # seconds between two questions whether the client is still there
+POLL_INTERVAL = 0.2  # seconds between two checks whether the client is still connected
 _OUTPUTS = ("", "all", "image", "json", "dicom_seg")
 
 
 @dataclass(frozen=True)
 class InferenceInput:
-    """The image that is to be segmented.
+    """The image to segment.
 
     Attributes:
-        image: Id of the image in the dataset; empty for one that is not in it.
+        image: Id of the image in the dataset; empty if the image is not in the dataset.
         files: Files of the image.
     """
 
@@ -45,28 +45,28 @@ class InferenceInput:
 
 
 class InferenceEndpoint:
-    """Answers each request while its client waits; what it segments of the dataset is kept as a draft."""
+    """Segments the image of each request while its client waits; results for dataset images are saved as drafts."""
 
     def __init__(self, context: LabellingContext) -> None:
-        """Share the model and its turns with nobody else."""
+        """Create the endpoint and its pool of threads."""
         self._context = context
         most = context.limits.parallel + context.limits.waiting
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="infer")
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """When the server stops, wait for the windows that still run."""
+        """When the server stops, wait for the running windows."""
         yield
         await anyio.to_thread.run_sync(partial(self._pool.shutdown, wait=True, cancel_futures=True))
 
     async def respond(self, request: Request, body: RequestBody, folder: Path) -> Response:
-        """Answer one request."""
+        """Respond to one request."""
         output = request.query_params.get("output") or ""
         if output not in _OUTPUTS:
-            raise ApiError(400, "`output` is all, image or json.")
+            raise ApiError(400, "`output` must be all, image or json.")
         if output == "dicom_seg":
             words = (
-                "The images of a dataset folder are no DICOM series, so there is no DICOM SEG of them; ask for image."
+                "The images of a dataset folder are not DICOM series, so DICOM SEG is not available; use output=image."
             )
             raise ApiError(400, words)
         form = await receive_form(request, body, folder, self._context.limits)
@@ -91,7 +91,9 @@ class InferenceEndpoint:
     def _model(self, name: str) -> LabellingModel:
         model = self._context.models.current()
         if model is None:
-            raise ApiError(404, "There is no model yet; outline some images and train one, or start with --bundle.")
+            raise ApiError(
+                404, "There is no model yet; label some images and train one, or start the server with --bundle."
+            )
         if name != model.name:
             raise ApiError(404, f"The model is called {model.name}.")
         return model
@@ -106,7 +108,7 @@ class InferenceEndpoint:
             raise ApiError(400, "Name an image of the dataset (?image=ID), a session, or send one in the field `file`.")
         case = self._context.datastore.case(image)
         if case is None:
-            raise ApiError(404, "The dataset has no image of this id.")
+            raise ApiError(404, "The dataset has no image with this id.")
         return InferenceInput(image, [case.image])
 
     def _segment(
@@ -121,7 +123,7 @@ class InferenceEndpoint:
     ) -> LabelMapResult:
         context, predictor = self._context, model.served.predictor
         if not context.limiter.acquire_unless_stopped(stopped, POLL_INTERVAL, client):
-            raise Cancelled("The client went away before its turn came.")
+            raise Cancelled("The client disconnected before the work began.")
         try:
             scan = predictor.open(list(given.files), scratch=folder)
             prediction = predictor.predict_scan(scan, cancelled=stopped)

@@ -1,4 +1,4 @@
-"""A label map that a client sends: read from whatever format, and put on the grid of its image or refused."""
+"""Reading of a client's label map in any supported format, and conversion to the grid of its image."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def read_grid(case: Case) -> Volume:
 
 
 def read_label(file: Path, case: Case, names: LabelNames, label_info: Any = None) -> NewLabel:
-    """The label map in a file, with the values of the dataset, on the grid of its image.
+    """Read a label map from a file, with the values of the dataset, on the grid of its image.
 
-    A label map whose voxels are those of the image in another order is put into the image's order. Of a segmentation of
-    3D Slicer (``.seg.nrrd``) the names count, and its grid may be a part of the image's.
+    A label map that has the voxels of the image in another order is reordered. In a segmentation of 3D Slicer
+    (``.seg.nrrd``) the segments are identified by their names, and its grid may be a part of the image's.
 
     Args:
-        file: Label map: NIfTI, NRRD, MetaImage or another format of volumes, or ``.seg.nrrd``. The file's content
+        file: Label map in NIfTI, NRRD, MetaImage or another volume format, or ``.seg.nrrd``. The file's content
             decides its format, not its name.
         case: Image that the label belongs to.
         names: Label names of the dataset.
-        label_info: The client's list of names and values; see :meth:`LabelNames.translate`.
+        label_info: Names and values from the client; see :meth:`LabelNames.translate`.
 
     Raises:
         VolumeError: The file is not a label map on the image's grid, or the image cannot be read.
         InputError: The label map holds an unknown value or name.
     """
     if not is_image_file(file):
-        raise VolumeError(f"The label is not in a format that is read; send {supported_formats_text()}.")
+        raise VolumeError(f"The format of the label is not supported; send {supported_formats_text()}.")
     grid = read_grid(case)
     try:
         array = _drawn_segments(file, grid, names) if is_seg_nrrd(file) else _label_map(file, grid, names, label_info)
@@ -63,12 +63,12 @@ def _label_map(file: Path, grid: Volume, names: LabelNames, label_info: Any) -> 
     label = read_labels(file)
     low, high = int(label.array.min()), int(label.array.max())
     if low < 0 or high > 255:
-        raise InputError(f"The label holds values from {low} to {high}; label values are 0 to 255.")
+        raise InputError(f"The label has values from {low} to {high}; label values must be 0 to 255.")
     return names.translate(np.ascontiguousarray(reorder_to_grid(grid, label)), label_info)
 
 
 def _drawn_segments(file: Path, grid: Volume, names: LabelNames) -> NDArray[np.uint8]:
-    """The label map of a 3D Slicer segmentation; regions may overlap and are painted over each other in their order."""
+    """The label map of a 3D Slicer segmentation; regions may overlap and are painted in the order of their names."""
     outlines = SegNrrdReader(file, grid)
     found = dict.fromkeys(segment.name for segment in parse_segments(parse_nrrd(file)))
     array = np.zeros(grid.shape, np.uint8)
@@ -76,12 +76,12 @@ def _drawn_segments(file: Path, grid: Volume, names: LabelNames) -> NDArray[np.u
     unknown = [name for name, mask in masks.items() if name not in names.values and mask.any()]
     if unknown:
         known = ", ".join(names.values)
-        raise InputError(f"The label has the segment {unknown[0][:80]!r}, and the dataset has {known}.")
+        raise InputError(f"The label has the segment {unknown[0][:80]!r}, but the dataset has only {known}.")
     for name in names.paint_order:
         if name not in masks:
             continue
         twice = int(np.count_nonzero(array[masks[name]]))
         if twice and not names.regions:
-            raise InputError(f"{twice} voxels of the segment {name!r} belong to another segment, too; draw them apart.")
+            raise InputError(f"{twice} voxels of the segment {name!r} also belong to another segment; separate them.")
         array[masks[name]] = names.values[name]
     return array

@@ -1,4 +1,4 @@
-"""The names of a dataset's label values, and how the values of a client's label map become those of the dataset."""
+"""The names of a dataset's label values, and the conversion of a client's label values to those of the dataset."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ IGNORE = "ignore"
 
 @dataclass(frozen=True)
 class LabelNames:
-    """The names that annotators draw under.
+    """The segment names that annotators use.
 
     Attributes:
-        values: Label value of each name, ascending. 3D Slicer gives the segments that it sends the values 1, 2, ... in
-            the order of their list, and reads a label map's values in ascending order, so the list has this order.
-        allowed: All values that a label map of the dataset may hold, with 0 for the background.
-        paint_order: The names in the order in which they are painted into a label map.
+        values: Label value of each name, in ascending order. 3D Slicer numbers the segments that it sends 1, 2, ... in
+            the order of its list, and reads the values of a label map in ascending order, so the list has this order.
+        allowed: All values that a label map of the dataset may contain, with 0 for the background.
+        paint_order: Names in the order in which they are painted into a label map.
         regions: True if the segments are regions that may overlap; each is painted over those before it.
     """
 
@@ -35,18 +35,18 @@ class LabelNames:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, segments: Sequence[Segment] = ()) -> LabelNames:
-        """The names of a dataset; without a ``dataset.json``, those of a model's ``segments``.
+        """Take the names from a dataset or, without a ``dataset.json``, from a model's ``segments``.
 
-        Regions that overlap have the values with which they are painted over each other.
+        Overlapping regions have the values with which they are painted over each other.
 
         Raises:
-            InputError: Neither names a label, or regions have no value to be painted with.
+            InputError: Neither of them names a label, or a region has no value to be painted with.
         """
         named = dataset.segments or tuple(segments)
         if not named:
             raise InputError(
-                f"{dataset.folder} has no dataset.json that names the label values, so annotators would not know what "
-                "to draw; write one, or give a bundle with --bundle."
+                f"{dataset.folder} has no dataset.json with the names of the label values, which annotators need; "
+                "write one, or give a bundle with --bundle."
             )
         regions = are_overlapping(named)
         painted = painted_values(named) if regions else [segment.label for segment in named]
@@ -63,15 +63,16 @@ class LabelNames:
         return {name: int(counts[value]) for name, value in self.values.items() if counts[value]}
 
     def translate(self, array: NDArray[Any], label_info: Any) -> NDArray[np.uint8]:
-        """A client's label map with the values of the dataset.
+        """Convert the values of a client's label map to those of the dataset.
 
         Args:
             array: Label map (X, Y, Z) of integers.
-            label_info: The client's list of ``{"name": ..., "idx": ...}``, in which ``idx`` is the value of the name;
-                3D Slicer, however, numbers the names by their place in its list. None if the values are the dataset's.
+            label_info: List of ``{"name": ..., "idx": ...}`` from the client, in which ``idx`` is the value of the
+                name; 3D Slicer, however, uses the position in the list as the value. None if the values are those of
+                the dataset.
 
         Returns:
-            The label map, uint8.
+            Label map (X, Y, Z), uint8.
 
         Raises:
             InputError: A value has no name, or a name is not one of the dataset.
@@ -85,7 +86,7 @@ class LabelNames:
         for value in present:
             name = table[value]
             if name not in self.values:
-                raise InputError(f"The label has the segment {name[:80]!r}, and the dataset has {self._names()}.")
+                raise InputError(f"The label has the segment {name[:80]!r}, but the dataset has only {self._names()}.")
             lookup[value] = self.values[name]
         return np.asarray(lookup[array.astype(np.uint8)])
 
@@ -93,7 +94,7 @@ class LabelNames:
         unknown = [value for value in present if value not in self.allowed]
         if unknown:
             raise InputError(
-                f"The label holds the value {unknown[0]}, which the dataset does not have; it has {self._names()}."
+                f"The label has the value {unknown[0]}, which the dataset does not have; it has {self._names()}."
             )
         return np.asarray(array.astype(np.uint8))
 
@@ -104,32 +105,32 @@ class LabelNames:
 def _entries(label_info: Any) -> list[tuple[str, int | None]]:
     """The (name, value) pairs of a client's list."""
     if not isinstance(label_info, list):
-        raise InputError("`label_info` is a list of objects with a `name` and an `idx`.")
+        raise InputError("`label_info` must be a list of objects with a `name` and an `idx`.")
     out: list[tuple[str, int | None]] = []
     for one in label_info:
         name = one.get("name") if isinstance(one, dict) else None
         index = one.get("idx", one.get("id")) if isinstance(one, dict) else None
         if not isinstance(name, str) or not (index is None or type(index) is int):
-            raise InputError("`label_info` is a list of objects with a `name` and an `idx`.")
+            raise InputError("`label_info` must be a list of objects with a `name` and an `idx`.")
         out.append((name, index))
     return out
 
 
 def _table(entries: Sequence[tuple[str, int | None]], present: Sequence[int]) -> dict[int, str]:
-    """The name of each value: by ``idx``, or by the place in the list where only that explains all values.
+    """The name of each value: by ``idx``, or by the position in the list if only that explains all values.
 
-    3D Slicer leaves the background out of its list and numbers what it sends from 1, while its ``idx`` still counts the
-    background.
+    3D Slicer omits the background from its list and numbers the segments that it sends from 1, but its ``idx`` still
+    counts the background.
     """
     by_index = {index: name for name, index in entries if index is not None}
     by_place = {place: name for place, (name, _) in enumerate(entries, start=1)}
     fitting = [table for table in (by_index, by_place) if all(value in table for value in present)]
     if not fitting or max(present, default=0) > 255:
         wrong = next((value for value in present if value not in by_index and value not in by_place), present[-1])
-        raise InputError(f"The label holds the value {wrong}, for which `label_info` has no name.")
+        raise InputError(f"The label has the value {wrong}, for which `label_info` has no name.")
     if any(table[value] != fitting[0][value] for table in fitting for value in present):
         raise InputError(
-            "`label_info` does not say clearly which value is which segment: by `idx` the values mean other segments "
-            "than by the order of the list. Send the segments with `idx` 1, 2, 3, ... in the order of the list."
+            "`label_info` is ambiguous: by `idx` the values mean other segments than by the order of the list. Send "
+            "the segments with `idx` 1, 2, 3, ... in the order of the list."
         )
     return fitting[0]

@@ -1,4 +1,4 @@
-"""What every request passes: the check of its key and its origin, security headers, and one line in the log."""
+"""Middleware for all requests: checks the host, origin and API key, adds security headers, and logs a line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from server.logs import JsonFormatter, RepeatFilter
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# In logs a request has the name of its route, so that ids and made-up paths never reach them.
+# Logs contain the name of the route, so that ids and arbitrary request paths never reach them.
 _NAMED = (
     (re.compile(r"/(activelearning|infer|train|session|model|batch|scoring|proxy|ohif)/.+"), r"/\1/{name}"),
     (re.compile(r"/(datastore|auth)/(.*/)*[^/]+"), None),
@@ -34,19 +34,19 @@ KNOWN_PATHS = (
 )  # fmt: skip
 PROBES = ("/livez", "/readyz")
 PUBLIC_PATHS = ("/", "/auth/", "/auth/token", *PROBES)
-"""Addresses that answer without a key, so that a client learns that it needs one."""
+"""Paths that need no key, so that a client can find out that it needs one."""
 MAX_LINES = 1000
 
 
 class LabellingMiddleware:
-    """ASGI middleware around the labelling application."""
+    """ASGI middleware for the labelling application."""
 
     def __init__(self, app: ASGIApp, *, keys: ApiKeys, guard: BrowserGuard, proxies: TrustedProxies) -> None:
         """Wrap ``app``."""
         self._app, self._keys, self._guard, self._proxies = app, keys, guard, proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -74,7 +74,7 @@ class LabellingMiddleware:
             except Exception as error:  # noqa: BLE001 - the outermost handler
                 refusal = to_api_error(error)
                 if status:
-                    raise ConnectionAbortedError("The answer broke off; its beginning is sent already.") from None
+                    raise ConnectionAbortedError("The response failed after its beginning was sent.") from None
                 await error_response(refusal)(scope, receive, send_with_headers)
         finally:
             if path not in PROBES:
@@ -82,12 +82,12 @@ class LabellingMiddleware:
 
 
 def authenticate(keys: ApiKeys, scope: Scope) -> str:
-    """The owner of the key that a request carries; MONAI Label's clients log in with it."""
+    """Return the owner of the API key of a request; MONAI Label's clients log in with the key."""
     return http_middleware.authenticate(keys, scope, ", or log in with the key as the password")
 
 
 def error_response(refusal: ApiError) -> Response:
-    """A refusal as JSON: the sentence under ``error``, as in semiseg's servers, and ``detail``, as in MONAI Label's."""
+    """Make the JSON response of an error: ``error`` as in semiseg's server, and ``detail`` as in MONAI Label."""
     sentence = str(refusal)
     return JSONResponse({"error": sentence, "detail": sentence}, refusal.status, headers=refusal.headers)
 
@@ -113,7 +113,7 @@ class RecentLog(logging.Handler):
         self.addFilter(RepeatFilter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep one record as the line that the log has."""
+        """Keep one record, formatted as in the log."""
         self.lines.append(self.format(record))
 
     def last(self, count: int) -> Sequence[str]:

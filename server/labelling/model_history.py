@@ -1,4 +1,4 @@
-"""Which model is in use, and which were before it: one small file for each change, never altered."""
+"""History of the model in use: one small file for each change, which is never altered."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ModelChange(BaseModel):
         round: Id of the training that made it; empty without one.
         who: Name of the person or program that made the change.
         when: Time of the change, ISO 8601 in UTC.
-        why: Sentence that says why.
+        why: Reason for the change, as a sentence.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,10 +42,10 @@ class ModelChange(BaseModel):
 
 
 class ModelHistory:
-    """The changes in a state folder; several processes may read and add at the same time."""
+    """The changes in a state folder; several processes may read and add changes at the same time."""
 
     def __init__(self, state: Path) -> None:
-        """Read from and add to ``state/models``."""
+        """Use the folder ``state/models``."""
         self._state = state
         self._folder = state / MODELS
 
@@ -53,7 +53,7 @@ class ModelHistory:
         """All changes, oldest first.
 
         Raises:
-            InputError: One cannot be read.
+            InputError: A change cannot be read.
         """
         if not self._folder.is_dir():
             return []
@@ -65,7 +65,7 @@ class ModelHistory:
         return self._read(names[-1]) if names else None
 
     def bundle_in_use(self, first: Path | None) -> Path | None:
-        """The folder of the bundle in use; ``first``, the one that ``--bundle`` names, before any change."""
+        """The folder of the bundle in use; before any change it is ``first``, the bundle of ``--bundle``."""
         entry = self.current()
         return self._state / entry.bundle if entry is not None and entry.bundle else first
 
@@ -86,16 +86,16 @@ class ModelHistory:
         """Use an earlier model again.
 
         Args:
-            who: Name of the person who asks for it.
-            to: Number of the change after which the model was in use, 0 for the one before all changes; by default the
-                model before the present one.
+            who: Name of the person who requests it.
+            to: Number of the change after which the model was in use; 0 for the model before all changes. By default
+                the model before the current one.
 
         Raises:
             InputError: There is no such change, or no earlier model.
         """
         entries = self.entries()
         if not entries:
-            raise InputError("The model was never changed, so there is nothing to go back to.")
+            raise InputError("The model was never changed, so there is no earlier model.")
         wanted = (
             to if to is not None else next((e.number for e in reversed(entries) if e.bundle != entries[-1].bundle), 0)
         )

@@ -1,4 +1,4 @@
-"""The model that segments for annotators: one bundle, opened once, replaced when another one is accepted."""
+"""The model for annotators: a bundle that is opened once and replaced when another one is accepted."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _LOG = logging.getLogger("semiseg.labelling")
 
 @dataclass(frozen=True, eq=False)
 class LabellingModel:
-    """An open model whose segments have the values of the dataset.
+    """An open model whose segments have the label values of the dataset.
 
     Attributes:
-        served: The open bundle.
+        served: Open bundle.
         bundle: Folder of the bundle.
-        lookup: Value of the dataset for each value of the model's label map, uint8 (256,).
-        values: Label value of each segment that the model outlines.
+        lookup: Label value of the dataset for each value of the model's label map, uint8 (256,).
+        values: Label value of the dataset for each segment of the model.
     """
 
     served: ServedModel
@@ -44,18 +44,19 @@ class LabellingModel:
 
         Raises:
             BundleError, EngineError: The bundle cannot be used.
-            InputError: The bundle outlines a segment that the dataset does not have, or takes other channels.
+            InputError: The bundle has a segment that the dataset does not have, or another number of channels.
         """
         served = ServedModel.open(settings)
         manifest = served.predictor.manifest
         unknown = [segment.name for segment in manifest.segments if segment.name not in names.values]
         if unknown:
             raise InputError(
-                f"The bundle {settings.bundle} outlines {unknown[0]!r}, and the dataset has {', '.join(names.values)}."
+                f"The bundle {settings.bundle} segments {unknown[0]!r}, but the dataset has only "
+                f"{', '.join(names.values)}."
             )
         if len(manifest.channels) != len(dataset.channels):
             raise InputError(
-                f"The bundle {settings.bundle} takes {len(manifest.channels)} channel(s), and the dataset's images "
+                f"The bundle {settings.bundle} takes {len(manifest.channels)} channel(s), but the dataset's images "
                 f"have {len(dataset.channels)}."
             )
         regions = are_overlapping(manifest.segments)
@@ -73,15 +74,15 @@ class LabellingModel:
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the graph that runs."""
+        """The SHA-256 of the model's graph."""
         return self.served.identity.sha256 or ""
 
     def label_map(self, prediction: Prediction) -> NDArray[np.uint8]:
-        """A prediction as a label map (X, Y, Z) with the values of the dataset."""
+        """Convert a prediction to a label map (X, Y, Z) with the values of the dataset."""
         return np.asarray(self.lookup[prediction.segmentation.label_map()])
 
     def describe(self) -> dict[str, Any]:
-        """What ``GET /info/`` says about the model."""
+        """The document about the model for ``GET /info/``."""
         origin = self.served.predictor.manifest.provenance
         return {
             "type": "segmentation",
@@ -94,13 +95,13 @@ class LabellingModel:
 
 
 class ModelSlot:
-    """The model in use; it is opened anew when ``find`` names another bundle."""
+    """The model in use; when ``find`` returns another bundle, that one is opened."""
 
     def __init__(self, find: Callable[[], Path | None], open_bundle: Callable[[Path], LabellingModel]) -> None:
-        """Open the bundle that ``find`` names, if there is one.
+        """Open the bundle that ``find`` returns, if there is one.
 
         Args:
-            find: Function that returns the folder of the bundle in use; None where there is none yet.
+            find: Function that returns the folder of the bundle in use, or None if there is none yet.
             open_bundle: Function that opens a bundle.
 
         Raises:
@@ -114,7 +115,7 @@ class ModelSlot:
             self._model = open_bundle(bundle)
 
     def current(self) -> LabellingModel | None:
-        """The model in use. A new bundle that cannot be opened is logged once, and the model before it stays."""
+        """The model in use; a new bundle that cannot be opened is logged once, and the previous model stays in use."""
         bundle = self._find()
         with self._lock:
             if bundle is None:
@@ -135,10 +136,10 @@ class ModelSlot:
 
 
 def _warm(model: LabellingModel) -> LabellingModel:
-    """The model after its first window.
+    """Run a first window of a model and return the model.
 
     Raises:
-        SemisegError: The network does not run.
+        SemisegError: The network cannot be run.
     """
     model.served.warm_up()
     if model.served.failure is not None:

@@ -1,4 +1,4 @@
-"""The record of one version of a label, as it is kept on the disk for programs and for auditors."""
+"""The record of one version of a label, as it is stored on the disk for programs and auditors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RecordKind = Literal["label", "withdrawal", "information"]
 FINAL = "final"
 ORIGINAL = "original"
 DATASET = "dataset"
-"""Tag of the label that the dataset folder held before an annotator's label replaced it there."""
+"""Tag of the label of the dataset folder, saved before an annotator's label replaces it there."""
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -31,15 +31,15 @@ class LabelRecord(BaseModel):
         tag: Name under which clients ask for the label, such as ``final``.
         state: ``original`` for a label that came with the dataset, ``final`` for one that an annotator finished,
             ``draft`` for all others, such as a model's segmentation.
-        who: Owner of the API key of the request or, on a server without keys, the client's own name for itself.
+        who: Owner of the API key of the request or, on a server without keys, the name that the client sent.
         when: Time of the entry, ISO 8601 in UTC.
-        model: Name of the model that made the label or from whose draft it was made; empty if there is none.
-        model_sha256: SHA-256 of that model's graph, where the server ran it.
+        model: Name of the model that made the label or the draft that it is based on; empty if there is none.
+        model_sha256: SHA-256 of that model's graph, if this server ran it; empty otherwise.
         file: Name of the label map's file beside the record.
         sha256: SHA-256 of that file.
         voxels: Number of voxels of each segment in the label map.
-        about: For a withdrawal or a note, the version that it is about.
-        info: What the client said about the label.
+        about: Version that a withdrawal or a note refers to; None for a label.
+        info: Further data about the label from the client.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,7 +68,7 @@ def state_for_tag(tag: str) -> LabelState:
             ``.`` and ``-``.
     """
     if not _TAG.fullmatch(tag):
-        raise InputError("A tag has 1 to 64 letters, digits, points, hyphens and underscores, such as `final`.")
+        raise InputError("A tag must have 1 to 64 letters, digits, points, hyphens or underscores, such as `final`.")
     if tag == FINAL:
         return "final"
     return "original" if tag == DATASET else "draft"

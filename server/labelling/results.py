@@ -1,4 +1,4 @@
-"""What ``POST /infer`` sends: the label map in the format that the client asks for, and the parameters beside it."""
+"""Results of ``POST /infer``: the label map in the requested format, and parameters."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _TYPES = {".nii.gz": "application/gzip", ".seg.nrrd": "application/x-nrrd", ".nr
 
 @dataclass(frozen=True)
 class LabelMapResult:
-    """A label map as a file, and what is said about it.
+    """A label map as a file, with its parameters.
 
     Attributes:
         content: Bytes of the file.
         name: Name of the file.
         media_type: Media type of the file.
-        params: What the client is told beside the file.
+        params: Parameters that are sent with the file.
     """
 
     content: bytes
@@ -40,9 +40,9 @@ class LabelMapResult:
     params: Mapping[str, Any]
 
     def multipart(self) -> tuple[bytes, str]:
-        """The parameters and the file as ``multipart/form-data``: the body and its media type.
+        """Return the parameters and the file as ``multipart/form-data``: the body and its media type.
 
-        The part ``params`` has no file name and the part ``image`` has one, by which clients tell them apart.
+        The part ``params`` has no file name and the part ``image`` has one; clients distinguish them by that.
         """
         boundary = secrets.token_hex(16)
         parts = (
@@ -58,14 +58,14 @@ class LabelMapResult:
 
 
 def requested_extension(params: Mapping[str, Any]) -> str:
-    """The file name extension that a client asks for.
+    """Return the file name extension that a client requests.
 
     Raises:
-        ApiError: 400, it is none of :data:`EXTENSIONS`.
+        ApiError: 400, the extension is not one of :data:`EXTENSIONS`.
     """
     asked = params.get("result_extension") or ".nii.gz"
     if asked not in EXTENSIONS:
-        raise ApiError(400, f"`result_extension` is {', '.join(EXTENSIONS[:-1])} or {EXTENSIONS[-1]}.")
+        raise ApiError(400, f"`result_extension` must be {', '.join(EXTENSIONS[:-1])} or {EXTENSIONS[-1]}.")
     return str(asked)
 
 
@@ -79,22 +79,22 @@ def encode_label_map(
     like: Path | None,
     folder: Path,
 ) -> tuple[bytes, str, str]:
-    """A label map in the format that a client asks for.
+    """Encode a label map in the format that a client requests.
 
     Args:
         array: Label map (X, Y, Z) with the values of the dataset.
         affine: Matrix (4, 4) from voxel indices to RAS+ mm.
         names: Label names of the dataset.
-        params: The client's parameters: ``result_extension``, and ``result_compress`` for NRRD.
-        image: Name of the image, for that of the file.
-        like: The image's file.
+        params: Parameters from the client: ``result_extension``, and ``result_compress`` for NRRD.
+        image: Name of the image, from which the name of the file is made.
+        like: File of the image, whose NIfTI header is repeated; None for none.
         folder: Folder for the file while it is written.
 
     Returns:
-        The bytes, the name and the media type of the file.
+        Bytes, name and media type of the file.
 
     Raises:
-        ApiError: 400, there is no such format.
+        ApiError: 400, the format is not supported.
     """
     extension = requested_extension(params)
     path = folder / f"result{extension}"

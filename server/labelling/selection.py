@@ -1,4 +1,4 @@
-"""Which image an annotator is offered next."""
+"""Selection of the image that is offered to an annotator next."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 RESERVED_SECONDS = 1800.0
-"""Time for which an image that was offered to one annotator is not offered again while there are others."""
+"""Seconds for which an image that was offered to an annotator is not offered again, unless there are no others."""
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One order in which images are offered.
+    """An order in which images are offered.
 
     Attributes:
-        name: Name by which clients ask for the strategy.
-        description: Sentence for the annotator.
-        order: Function that puts the ids of unlabelled images into the order in which to offer them.
+        name: Name of the strategy in requests.
+        description: Description for the annotator.
+        order: Function that sorts the ids of unlabelled images into the order of the offers.
     """
 
     name: str
@@ -43,10 +43,10 @@ STRATEGIES = {
 
 
 class ImageReservations:
-    """The images that were offered lately, so that two annotators do not draw the same one."""
+    """The images that were recently offered, so that two annotators do not label the same one."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with no offers; ``clock`` returns seconds."""
+        """Start without offers; ``clock`` returns the time in seconds."""
         self._clock = clock
         self._lock = threading.Lock()
         self._offered: dict[str, float] = {}
@@ -54,8 +54,8 @@ class ImageReservations:
     def next(self, images: Sequence[str], strategy: Strategy) -> str | None:
         """Offer one of the unlabelled images; None if there is none.
 
-        An image that was offered within :data:`RESERVED_SECONDS` comes again only when all others were, too: the one
-        offered longest ago first.
+        An image that was offered within :data:`RESERVED_SECONDS` is offered again only if all others were offered, too;
+        the one offered longest ago comes first.
         """
         with self._lock:
             now = self._clock()

@@ -1,4 +1,4 @@
-"""Images of a client's own that it segments without adding them to the dataset; deleted after a while."""
+"""Sessions: images that a client uploads for segmentation only, outside the dataset; they expire."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from server.http.limits import ApiError
 from server.labelling.forms import UploadedFile
 
 EXPIRY_SECONDS = 3600
-MAX_SESSIONS = 32  # sessions at the same time
+MAX_SESSIONS = 32  # maximum number of sessions at the same time
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class Session:
-    """One session, with the names that MONAI Label's clients know.
+    """One session, with the field names of MONAI Label.
 
     Attributes:
         name: Id of the session.
-        path: Folder of the session, below the server's own.
-        image: Name of the image; of several files, the folder that holds them.
-        meta: Nothing.
-        create_ts: Unix time at which the session was made.
+        path: Folder of the session, below the server's folder of sessions.
+        image: Name of the image; for several files, the name of their folder.
+        meta: Always empty.
+        create_ts: Unix time at which the session was created.
         last_access_ts: Unix time of its last use.
-        expiry: Seconds after the last use at which it is deleted.
+        expiry: Seconds from the last use until it is deleted.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Sessions:
     """The sessions in a folder, which is emptied when the server starts and stops."""
 
     def __init__(self, folder: Path) -> None:
-        """Use ``folder``; what an earlier server left there is deleted."""
+        """Use ``folder``; sessions that an earlier server left there are deleted."""
         self._folder = folder
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
@@ -61,7 +61,7 @@ class Sessions:
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def create(self, files: Sequence[UploadedFile], expiry: int = 0) -> Session:
-        """Make a session of files that were received; they are moved.
+        """Create a session from received files; the files are moved.
 
         Raises:
             ApiError: 400, there is no file; 503, there are too many sessions.
@@ -73,7 +73,7 @@ class Sessions:
         seconds = min(expiry, EXPIRY_SECONDS) if expiry > 0 else EXPIRY_SECONDS
         with self._lock:
             if len(self._sessions) >= MAX_SESSIONS:
-                raise ApiError(503, "The server keeps enough sessions; delete one, or try again later.")
+                raise ApiError(503, "The server has too many sessions; delete one, or try again later.")
             inside = self._folder / name / "image"
             inside.mkdir(parents=True)
             for number, file in enumerate(files):
@@ -84,16 +84,16 @@ class Sessions:
         return session
 
     def get(self, name: str) -> Session:
-        """A session by its id; its time begins anew.
+        """Return a session by its id and restart its expiry time.
 
         Raises:
-            ApiError: 404, there is none, or not any more.
+            ApiError: 404, the session does not exist or has expired.
         """
         self.expire()
         with self._lock:
             session = self._sessions.get(name) if _ID.fullmatch(name) else None
             if session is None:
-                raise ApiError(404, "There is no such session, or not any more; send the image again.")
+                raise ApiError(404, "The session does not exist or has expired; send the image again.")
             session = self._sessions[name] = replace(session, last_access_ts=int(time.time()))
             return session
 
@@ -109,7 +109,7 @@ class Sessions:
         """Delete a session.
 
         Raises:
-            ApiError: 404, there is none.
+            ApiError: 404, there is no such session.
         """
         session = self.get(name)
         with self._lock:
@@ -118,7 +118,7 @@ class Sessions:
         return session
 
     def expire(self) -> None:
-        """Delete the sessions whose time is over."""
+        """Delete the sessions that have expired."""
         now = time.time()
         with self._lock:
             over = [name for name, one in self._sessions.items() if one.last_access_ts + one.expiry < now]
@@ -128,11 +128,11 @@ class Sessions:
 
 
 def session_document(session: Session) -> dict[str, object]:
-    """A session as JSON."""
+    """Convert a session to a JSON document."""
     found: dict[str, object] = json.loads(json.dumps(asdict(session)))
     return found
 
 
 def _plain(name: str) -> str:
-    """The last part of a client's file name, in harmless characters."""
+    """The last part of a client's file name, with safe characters only."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", re.split(r"[/\\]", name)[-1]).lstrip(".")[-80:] or "image"

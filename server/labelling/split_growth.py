@@ -1,7 +1,7 @@
-"""Which scans teach: the split that the labelling began with, and the scans that got a final label since.
+"""The split for training: the split at the start of the labelling, with the scans that got a final label since.
 
-Test, development and validation scans stay what they are whatever anybody draws on them: a figure on the test scans
-would otherwise mean something else after every saved label.
+Test, development and validation scans keep their role when they get a new label; otherwise a figure on the test scans
+would change its meaning with every saved label.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from semiseg.system.durable_files import replace_file
 
 @dataclass(frozen=True)
 class BaseSplit:
-    """The lists with which the labelling began.
+    """The split at the start of the labelling.
 
     Attributes:
         labelled: Training scans whose label in the dataset folder may be opened.
         train: All training scans: labelled, unlabelled and validation.
-        validation: Scans that choose the best iterate.
+        validation: Scans on which the best iterate is chosen.
         test: Scans that only the evaluation may open.
         development: Scans for choosing settings.
-        path: The split file; None for a dataset without one.
+        path: Path of the split file; None for a dataset without one.
     """
 
     labelled: Ids
@@ -43,20 +43,20 @@ class BaseSplit:
         """Read the dataset's split; without one, all scans are training scans and those with a label are labelled.
 
         Args:
-            dataset: The dataset.
+            dataset: Dataset to which the split belongs.
             split_file: File with the split; ``split.json`` in the dataset folder by default.
-            labelled: Number of labelled scans to begin with, for a split with several lists; 0 begins without any.
+            labelled: Number of labelled scans at the start, for a split with several lists; 0 starts without any.
 
         Raises:
-            DatasetError: The split contradicts itself or the dataset, or does not say which scans are labelled.
+            DatasetError: The split contradicts itself or the dataset, or does not define which scans are labelled.
         """
         path = find_split(dataset, split_file)
         if path is None:
             outlined = tuple(one for one in dataset.cases if has_label(dataset, one))
             if labelled not in (None, 0, len(outlined)):
                 raise DatasetError(
-                    f"{dataset.folder} has no split.json that says which {labelled} of the {len(outlined)} scans with "
-                    "a label are labelled; write one (semiseg data split)."
+                    f"{dataset.folder} has no split.json to select {labelled} of the {len(outlined)} scans with a "
+                    "label; write one (semiseg data split)."
                 )
             return cls(() if labelled == 0 else outlined, tuple(dataset.cases))
         file = read_split(dataset, path)
@@ -66,15 +66,15 @@ class BaseSplit:
         return cls(started, train, file.validation, file.test, file.development, path)
 
     def opens(self, image: str) -> bool:
-        """Whether the label of an image in the dataset folder may be opened for training."""
+        """Return True if the label of an image in the dataset folder may be opened for training."""
         return image in self.labelled or image in self.validation
 
     def teaches(self, image: str) -> bool:
-        """Whether a final label makes the image a labelled training scan."""
+        """Return True if a final label makes the image a labelled training scan."""
         return image in self.train and image not in {*self.validation, *self.test, *self.development}
 
     def grown(self, finished: Iterable[str]) -> SplitFile:
-        """The split in which the scans with a final label are labelled, too.
+        """Make the split in which the scans with a final label are labelled, too.
 
         Args:
             finished: Ids of the images with a final label, in the order in which they got it.
@@ -87,7 +87,7 @@ class BaseSplit:
             labelled=labelled,
             validation=self.validation,
             development=self.development,
-            method="The split that the labelling began with; scans with a final label were added to labelled.",
+            method="The split at the start of the labelling; scans with a final label were added to labelled.",
         )
 
 
@@ -99,6 +99,6 @@ def _labelled(dataset: Dataset, file: SplitFile, labelled: int | None) -> Ids:
 
 
 def write_grown_split(split: SplitFile, path: Path) -> None:
-    """Write a grown split as ``split.json``; a reader sees the old or the new one."""
+    """Write a grown split atomically as ``split.json``."""
     document = split.model_dump(mode="json", exclude_defaults=True)
     replace_file(path, json.dumps({"test": [], **document}, indent=1).encode() + b"\n")

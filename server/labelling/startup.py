@@ -1,4 +1,4 @@
-"""Starting the labelling server: open the labels and the bundle, bind the port, then answer."""
+"""Start of the labelling server: opens the labels and the bundle, binds the port, and serves requests."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ BIND_HINTS = {"host_hint": "use --host 127.0.0.1", "port_hint": "choose another 
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """What a labelling server is started with.
+    """Options of a labelling server.
 
     Attributes:
         data: Folder of the dataset.
         state: Folder of the labels; ``labelling`` in the dataset folder by default.
-        bundle: Bundle that segments until a better one is trained; None for none.
+        bundle: Bundle that is used until a better model is trained; None for none.
         split: Split file; the dataset's own by default.
-        labelled: Number of labelled scans to begin with; None for those of the split's only list.
+        labelled: Number of labelled scans at the start; None for those of the split's only list.
         host, port: Address and port to listen on; port 0 takes a free one.
-        threads: CPU threads of the network; all by default.
-        access: Names, origins and proxies.
-        config: Configuration of the training; the defaults without one.
-        train: Whether the server trains; it does by default where the packages for it are installed.
-        open_to_all: Whether everybody who reaches ``host`` is answered although there are no keys.
+        threads: Number of CPU threads of the network; all by default.
+        access: Allowed host names and origins, and trusted proxies.
+        config: File with the configuration of the training; None uses the defaults.
+        train: True if the server trains models; by default it does if the packages for training are installed.
+        open_to_all: True if the server may accept all requests that reach ``host`` although it has no keys.
     """
 
     data: Path
@@ -76,10 +76,10 @@ class LabelOptions:
 
 @contextlib.contextmanager
 def open_datastore(options: LabelOptions) -> Iterator[Datastore]:
-    """The dataset and its labels, held by this process while the block runs.
+    """Open the dataset and its labels, which this process locks during the block.
 
     Raises:
-        InputError: The dataset, its split or its labels cannot be used, or another process holds them.
+        InputError: The dataset, its split or its labels cannot be used, or another process has locked them.
     """
     dataset = load_dataset(options.data)
     segments = open_bundle(options.bundle).manifest.segments if options.bundle is not None else ()
@@ -90,22 +90,23 @@ def open_datastore(options: LabelOptions) -> Iterator[Datastore]:
 
 
 def serve_labels(options: LabelOptions, limits: Limits, keys: ApiKeys, announce: Callable[[str], None]) -> None:
-    """Answer until told to stop (SIGTERM, SIGINT; on Windows also Ctrl+Break).
+    """Serve requests until a signal stops the server (SIGTERM, SIGINT; on Windows also Ctrl+Break).
 
     Args:
-        options: The dataset, the bundle and the address.
-        limits: What is accepted.
-        keys: API keys.
-        announce: Function that is called with a sentence when the server listens and when it is ready.
+        options: Options of the server.
+        limits: Limits of requests.
+        keys: API keys of the users.
+        announce: Function that is called with a message when the server listens.
 
     Raises:
-        InputError: The address would be open to everybody, or the port cannot be had, or see :func:`open_datastore`.
+        InputError: The address is reachable by other machines although there are no keys, or the port cannot be used;
+            see also :func:`open_datastore`.
         BundleError, EngineError: The bundle cannot be used.
     """
     if not (keys.required or options.open_to_all or is_loopback(options.host)):
         raise InputError(
-            f"Whoever reaches {options.host} could change the labels: give the server keys (--keys FILE, or {KEYS_ENV} "
-            "in the environment), listen on 127.0.0.1, or say --no-keys."
+            f"Anyone who can reach {options.host} could change the labels: set API keys (--keys FILE, or {KEYS_ENV} in "
+            "the environment), listen on 127.0.0.1, or allow it with --no-keys."
         )
     access = replace(options.access, bind_host=options.host)
     access.browser_guard(keys=keys.required)
@@ -135,7 +136,7 @@ def serve_labels(options: LabelOptions, limits: Limits, keys: ApiKeys, announce:
 def make_context(
     options: LabelOptions, datastore: Datastore, limits: Limits, keys: ApiKeys, scratch: Path
 ) -> LabellingContext:
-    """What the endpoints share; the bundle is opened.
+    """Make the context that the endpoints share; this opens the bundle.
 
     Raises:
         BundleError, EngineError, InputError: The bundle cannot be used for this dataset.
@@ -153,15 +154,15 @@ def make_context(
 
 
 def make_training(options: LabelOptions, datastore: Datastore) -> RoundTraining | None:
-    """What trains the next model; None for a server that does not train.
+    """Make the service that trains the next model; None for a server that does not train.
 
     Raises:
-        InputError: The configuration cannot be read, or the packages for training are asked for and missing.
+        InputError: The configuration cannot be read, or training is requested but its packages are missing.
     """
     if options.train is False or (options.train is None and options.config is None and not can_train()):
         return None
     if not can_train():
-        raise InputError("Training needs the extras `train` and `export`; install them, or say --no-training.")
+        raise InputError("Training needs the extras `train` and `export`; install them, or use --no-training.")
     return RoundTraining(datastore, read_config(options.config), options.data, options.bundle)
 
 

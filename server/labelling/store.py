@@ -1,13 +1,12 @@
-"""The labels of a dataset's images: every version that was ever saved, with its history, in plain files.
+"""The labels of a dataset's images: every saved version, with its history, in plain files.
 
 ``labels/IMAGE/000003.nii.gz`` is the label map of the third entry of an image and ``000003.json`` its
-:class:`server.labelling.record.LabelRecord`. The label map is on the disk before its record is, and the record before
-the caller is told, so that a label that was acknowledged survives a killed process and a power cut. A label map without
-a record was never acknowledged; it is deleted when the store is opened.
+:class:`server.labelling.record.LabelRecord`. The label map is written to the disk before its record, and the record
+before the label is acknowledged, so that an acknowledged label survives a killed process and a power cut. A label map
+without a record was never acknowledged; it is deleted when the store is opened.
 
-The store belongs to one process (:func:`semiseg.system.file_locks.exclusive_lock` on the state folder),
-whose threads may share
-it.
+The store belongs to one process (:func:`semiseg.system.file_locks.exclusive_lock` on the state folder), whose threads
+may share it.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ _IMAGE = re.compile(r"(?!\.)[^/\\\x00-\x1f]{1,200}")
 
 @dataclass(frozen=True, eq=False)
 class NewLabel:
-    """A label map that is to be saved.
+    """A label map to save.
 
     Attributes:
         array: Label values, uint8, shape (X, Y, Z), on the grid of the image.
         affine: Matrix (4, 4) from voxel indices to RAS+ mm.
-        like: File of the image, whose NIfTI header the label repeats where it is NIfTI.
+        like: File of the image; if it is NIfTI, the label repeats its header.
         voxels: Number of voxels of each segment.
     """
 
@@ -60,13 +59,13 @@ class LabelStore:
     """All versions of all labels; see the module's description for the files."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the store and remove what a killed process left unfinished.
+        """Open the store and delete unfinished files of a killed process.
 
         Args:
-            folder: State folder of the labelling server; made if it does not exist.
+            folder: State folder of the labelling server; created if it does not exist.
 
         Raises:
-            InputError: A record cannot be read, or contradicts its place or its file.
+            InputError: A record cannot be read, or does not match its path or its file.
             OSError: The folder cannot be written.
         """
         self._root = folder / LABELS
@@ -106,7 +105,7 @@ class LabelStore:
         return self._root / record.image / record.file
 
     def info_of(self, record: LabelRecord) -> dict[str, Any]:
-        """What clients said about a label when it was saved and afterwards."""
+        """The data about a label that clients sent when it was saved and afterwards."""
         info = dict(record.info)
         for other in self.history(record.image):
             if other.kind == "information" and other.about == record.version:
@@ -124,28 +123,28 @@ class LabelStore:
         model_sha256: str = "",
         info: Mapping[str, Any] | None = None,
     ) -> LabelRecord:
-        """Save a new version of a label; when this returns, neither a crash nor a power cut can take it away.
+        """Save a new version of a label; when this returns, the label survives a crash and a power cut.
 
-        A label that equals the newest one of its tag, by the same person and from the same model, is that one: a client
-        that saves again because it did not hear the answer makes no second version.
+        If the label equals the newest one of its tag, by the same person and from the same model, no second version is
+        made: a client saves again if it did not get the response.
 
         Args:
             image: Id of the image.
             label: Label map.
             tag: Tag of the label, such as ``final``.
             who: Name of the person or program that saves it.
-            model, model_sha256: Model that the label comes from.
-            info: What else is known about the label; JSON.
+            model, model_sha256: Name and SHA-256 of the model that the label comes from.
+            info: Further data about the label, which can be stored as JSON.
 
         Returns:
-            The record of the version.
+            Record of the new or the equal version.
 
         Raises:
             InputError: The image's id or the tag cannot be used, or ``info`` is too long.
             OSError: The label cannot be written, for example because the disk is full.
         """
         told = _checked_info(info or {})
-        state_for_tag(tag)  # refused before anything is written
+        state_for_tag(tag)  # raises an error before anything is written
         part = self._place(image) / f".{secrets.token_hex(8)}.nii.gz"
         try:
             write_nifti(part, label.array, label.affine, like=label.like)
@@ -166,10 +165,10 @@ class LabelStore:
     def add_file(
         self, image: str, file: Path, *, tag: str = DATASET, who: str, voxels: Mapping[str, int]
     ) -> LabelRecord:
-        """Keep a gzipped NIfTI label map as it is, byte by byte, as a new version.
+        """Save an unchanged copy of a gzipped NIfTI label map as a new version.
 
         Raises:
-            InputError, OSError: As :meth:`add`.
+            InputError, OSError: See :meth:`add`.
         """
         content = file.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
@@ -178,10 +177,10 @@ class LabelStore:
         )
 
     def withdraw(self, image: str, tag: str, who: str) -> LabelRecord | None:
-        """Take the newest label of a tag back; its file and its record stay.
+        """Withdraw the newest label of a tag; its file and its record are kept.
 
         Returns:
-            The record of the withdrawal; None if the tag has no label.
+            Record of the withdrawal; None if the tag has no label.
         """
         return self._about(image, tag, who, "withdrawal", {})
 
@@ -189,7 +188,7 @@ class LabelStore:
         """Add a note about the newest label of a tag.
 
         Returns:
-            The record of the note; None if the tag has no label.
+            Record of the note; None if the tag has no label.
 
         Raises:
             InputError: The note is too long.
@@ -197,7 +196,7 @@ class LabelStore:
         return self._about(image, tag, who, "information", _checked_info(info))
 
     def check(self) -> list[str]:
-        """Compare every label map with its record; a sentence for each that is missing or was altered."""
+        """Compare every label map with its record; return a sentence for each that is missing or was altered."""
         found = []
         for image in self.images():
             for record in self.history(image):
@@ -213,13 +212,13 @@ class LabelStore:
     def _keep(
         self, image: str, digest: str, put: Callable[[Path], None], *, tag: str, who: str, **told: Any
     ) -> LabelRecord:
-        """Make a label map the next version of a label, unless it is the newest one already.
+        """Store a label map as the next version of a label, unless it equals the newest one.
 
         Args:
             image: Id of the image.
             digest: SHA-256 of the label map's file.
-            put: Called with the place of the file, to put it there.
-            tag, who: As in :meth:`add`.
+            put: Function that writes the file to the path with which it is called.
+            tag, who: Tag and author; see :meth:`add`.
             told: Further fields of the record.
         """
         state, place = state_for_tag(tag), self._place(image)
@@ -284,7 +283,7 @@ class LabelStore:
 def _same(
     history: list[LabelRecord], tag: str, digest: str, who: str, model: str, model_sha256: str
 ) -> LabelRecord | None:
-    """The newest label of a tag, if it is the same; a draft of one model is the same whoever asked for it."""
+    """The newest label of a tag, if it is equal; drafts of the same model are equal regardless of the requester."""
     last = next((one for one in reversed(history) if one.tag == tag and one.kind != "information"), None)
     if last is None or last.kind != "label":
         return None
@@ -293,7 +292,7 @@ def _same(
 
 
 def _read_history(place: Path) -> list[LabelRecord]:
-    """The records in an image's folder, from which unfinished files are removed."""
+    """Read the records in an image's folder and delete its unfinished files."""
     numbers = sorted(int(found[1]) for path in place.iterdir() if (found := _RECORD.fullmatch(path.name)))
     if numbers != list(range(1, len(numbers) + 1)):
         raise InputError(f"The records in {place} are not numbered without gaps; restore the missing ones.")
@@ -320,14 +319,14 @@ def _read_record(place: Path, number: int) -> LabelRecord:
 
 
 def _checked_info(info: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``info`` as JSON keeps it."""
+    """Return a copy of ``info`` after conversion to JSON and back."""
     try:
         text = json.dumps(dict(info), allow_nan=False, ensure_ascii=False)
         size = len(text.encode("utf-8"))
     except (TypeError, ValueError, RecursionError):
-        raise InputError("What is said about a label has to be JSON in UTF-8, without NaN.") from None
+        raise InputError("The data about a label must be JSON in UTF-8, without NaN.") from None
     if size > INFO_BYTES:
-        raise InputError(f"What is said about a label may have at most {INFO_BYTES} bytes.")
+        raise InputError(f"The data about a label may have at most {INFO_BYTES} bytes.")
     found: dict[str, Any] = json.loads(text)
     return found
 

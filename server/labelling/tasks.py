@@ -1,4 +1,4 @@
-"""What the endpoints need of a training, whoever runs it."""
+"""The interface between the endpoints and the training service."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict
 
 Status = Literal["SUBMITTED", "RUNNING", "DONE", "ERROR", "STOPPED"]
-MAX_DETAIL_LINES = 20  # lines
+MAX_DETAIL_LINES = 20
 
 
 class TrainingTask(BaseModel):
-    """One training, with the names that MONAI Label's clients know.
+    """One training, with the field names of MONAI Label.
 
     Attributes:
         id: Id of the training.
         status: State of the training.
-        request: What was asked for.
-        start_ts, end_ts: Local time of its beginning and end, ``YYYY-MM-DD HH:MM:SS``.
-        details: The last sentences about it, at least one.
-        result: Sentence about its outcome; empty while it runs.
+        request: Request with which the training was started.
+        start_ts, end_ts: Local times of its start and end, ``YYYY-MM-DD HH:MM:SS``.
+        details: Last sentences about its progress, at least one.
+        result: Sentence about its result; empty while it runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,13 +33,13 @@ class TrainingTask(BaseModel):
     result: str = ""
 
     def document(self) -> dict[str, Any]:
-        """The task as JSON; ``end_ts`` and ``result`` are left out while it runs."""
+        """Convert the task to a JSON document; ``end_ts`` and ``result`` are omitted while it runs."""
         document = self.model_dump(mode="json")
         return {key: value for key, value in document.items() if value != "" or key not in ("end_ts", "result")}
 
 
 class TrainingService(Protocol):
-    """Something that trains the next model; its methods may block and are called in threads."""
+    """A service that trains the next model; its methods may block and are called in threads."""
 
     name: str
 
@@ -47,7 +47,7 @@ class TrainingService(Protocol):
         """Start a training.
 
         Raises:
-            ApiError: 429, one runs already; 409, there is nothing to train on.
+            ApiError: 429, a training is already running; 409, there is no label to train on.
         """
         ...
 
@@ -56,13 +56,13 @@ class TrainingService(Protocol):
         ...
 
     def stop(self, who: str) -> TrainingTask | None:
-        """Stop the training that runs; None if none does."""
+        """Stop the running training; return None if there is none."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """The trainer for ``GET /info/``: ``description`` and ``config``."""
+        """The document about the trainer for ``GET /info/``: ``description`` and ``config``."""
         ...
 
     def statistics(self) -> dict[str, Any]:
-        """How far the training is: ``epoch`` of ``total_epochs`` (here steps), ``best_metric``, ``total_time``."""
+        """Progress of the training: ``epoch`` of ``total_epochs`` (here updates), ``best_metric``, ``total_time``."""
         ...

@@ -1,4 +1,4 @@
-"""Training from the labelling server: rounds, each in a process of its own that outlives the server."""
+"""Training from the labelling server in rounds; each round is a separate process that may outlive the server."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ from server.labelling.training_round import (
     write_document,
 )
 
-START_SECONDS = 60.0  # within which a round's process has to report
+START_SECONDS = 60.0  # time within which a round's process has to report
 STOP_SECONDS = 40.0
-_INTERRUPTED = "The process of the training ended without a result; start the training again to go on."
-_LOOK = threading.Lock()  # two looks at a lock at the same time would take each other for the round
+_INTERRUPTED = "The process of the training ended without a result; start the training again to resume it."
+_LOOK = threading.Lock()  # two simultaneous tests of a round's lock would each mistake the other for the round
 _RUNNING = "A training is running already; stop it first."
 
 
 @dataclass(frozen=True)
 class _Round:
-    """A round as it is now."""
+    """The current state of a round."""
 
     folder: Path
     request: RoundRequest
@@ -69,10 +69,10 @@ class _Round:
 
 
 def read_config(path: Path | None) -> TrainingConfig:
-    """The configuration of the training, from a YAML file; the defaults without one.
+    """Read the configuration of the training from a YAML file; without a file, return the defaults.
 
     Raises:
-        InputError: The file cannot be read, or holds something else.
+        InputError: The file cannot be read, or is not a valid configuration.
     """
     if path is None:
         return TrainingConfig()
@@ -88,22 +88,22 @@ def read_config(path: Path | None) -> TrainingConfig:
 
 
 def can_train() -> bool:
-    """Whether the packages for training and export are installed here; nothing is imported."""
+    """Return True if the packages for training and export are installed; nothing is imported."""
     return all(importlib.util.find_spec(name) is not None for name in ("torch", "monai", "onnx", "accelerate"))
 
 
 class RoundTraining:
-    """Starts, watches and stops rounds; at most one runs."""
+    """Starts, monitors and stops rounds; at most one runs at a time."""
 
     name = "semiseg"
 
     def __init__(self, store: Datastore, config: TrainingConfig, data: Path, bundle: Path | None) -> None:
-        """Find the rounds in the state folder; one that an earlier server started goes on and is watched again.
+        """Use the rounds in the state folder; a running round that an earlier server started is monitored, too.
 
         Args:
-            store: The dataset and its labels.
-            config: How to train.
-            data: Folder of the dataset, as the command line named it.
+            store: Dataset and its labels.
+            config: Configuration of the training.
+            data: Folder of the dataset, as given on the command line.
             bundle: Bundle that is in use before any change of the model.
         """
         self._store, self._config, self._data, self._bundle = store, config, data, bundle
@@ -113,10 +113,10 @@ class RoundTraining:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, request: dict[str, Any], who: str) -> TrainingTask:
-        """Start a round, or go on with the last one if it was interrupted and no label has changed since.
+        """Start a round, or resume the last one if it was interrupted and no label has changed since.
 
         Raises:
-            ApiError: 409, there is no label to learn from; 429, a round is running; 500, its process does not start.
+            ApiError: 409, there is no label to train on; 429, a round is running; 500, its process does not start.
         """
         with self._lock:
             rounds = self._rounds()
@@ -131,7 +131,7 @@ class RoundTraining:
         return [self._task(one) for one in self._rounds()]
 
     def stop(self, who: str) -> TrainingTask | None:
-        """Stop the round that runs, and wait until it has; None if none runs."""
+        """Stop the running round and wait until it has stopped; return None if there is none."""
         with self._lock:
             rounds = self._rounds()
             if not rounds or not rounds[-1].alive:
@@ -144,12 +144,12 @@ class RoundTraining:
             return self._task(found)
 
     def describe(self) -> dict[str, Any]:
-        """The trainer, for ``GET /info/``."""
+        """The document about the trainer for ``GET /info/``."""
         warm = "from the weights of the last accepted model" if self._config.warm_start else "from random weights"
         return {"description": f"Trains with the recipe {Path(self._config.recipe).name}, {warm}.", "config": {}}
 
     def statistics(self) -> dict[str, Any]:
-        """How far the last round is, in the terms of MONAI Label's clients; updates stand for its epochs."""
+        """Progress of the last round, with the field names of MONAI Label; its epochs are updates here."""
         rounds = self._rounds()
         if not rounds:
             return {}
@@ -167,7 +167,7 @@ class RoundTraining:
 
     def _rounds(self) -> list[_Round]:
         if self._process is not None and self._process.poll() is not None:
-            self._process = None  # its exit code is read, so that the system forgets it
+            self._process = None  # poll has reaped the process
         if not self._folder.is_dir():
             return []
         folders = [path for path in self._folder.iterdir() if path.name.isdigit() and (path / PROGRESS).is_file()]
@@ -177,14 +177,14 @@ class RoundTraining:
         progress = read_progress(folder)
         alive = progress.status == "RUNNING" and _is_held(folder)
         if progress.status == "RUNNING" and not alive:
-            progress = read_progress(folder)  # it may have ended between the two looks
+            progress = read_progress(folder)  # the round may have ended between the two reads
         return _Round(folder, read_request(folder), progress, alive)
 
     def _new_round(self, asked: dict[str, Any], who: str, number: int) -> Path:
-        """Make the folder of a round: what it learns from, what judges it, and what it starts from."""
+        """Create the folder of a round with its data, the scans for the comparison, and its initial weights."""
         split, judged, because = self._parts()
         folder = self._folder / f"{number:04d}"
-        shutil.rmtree(folder, ignore_errors=True)  # of a start that failed before it was written down
+        shutil.rmtree(folder, ignore_errors=True)  # left by a start that failed before its progress was written
         folder.mkdir(parents=True)
         sums = write_training_view(self._store, folder / VIEW, split)
         compared = (*(split.labelled or ()), *judged)
@@ -211,7 +211,7 @@ class RoundTraining:
         """The split of a round, and the scans on which the models are compared.
 
         Raises:
-            ApiError: 409, no label is left to learn from.
+            ApiError: 409, no label is left to train on.
         """
         split = self._store.split()
         labelled = list(split.labelled or ())
@@ -219,19 +219,19 @@ class RoundTraining:
         because = "They are the validation scans of the split."
         if not split.validation:
             judged = select_holdout(labelled, self._config.acceptance)
-            because = "They were held back: they have a final label and are in no training."
+            because = "They were held back: they have a final label and are not used for training."
             kept = {*judged}
             train = tuple(image for image in split.train or () if image not in kept)
             labelled = [image for image in labelled if image not in kept]
             split = split.model_copy(update={"labelled": tuple(labelled), "train": train})
         if not labelled:
-            raise ApiError(409, "There is no final label to learn from yet; label some scans first.")
+            raise ApiError(409, "There is no final label to train on yet; label some scans first.")
         return split, judged, because
 
     def _learned_by_the_model_in_use(self) -> dict[str, str]:
-        """SHA-256 of each label that the model in use has learned from.
+        """SHA-256 of each label that the model in use was trained on.
 
-        Of a model that no round made that is not known; it is taken to have learned from the dataset's own labels.
+        For a model that was not made by a round this is unknown; it is assumed to be trained on the dataset's labels.
         """
         current = self._models.current()
         if current is not None and current.round:
@@ -249,7 +249,7 @@ class RoundTraining:
         return label is not None and label.info.get("confirmed") is True
 
     def _start_from(self) -> str:
-        """The run of the model in use, if a round made it and trainings start warm."""
+        """The run of the model in use, if a round made it and the configuration has a warm start; else empty."""
         current = self._models.current()
         if not self._config.warm_start or current is None or not current.round:
             return ""
@@ -257,7 +257,7 @@ class RoundTraining:
         return run.relative_to(self._store.state).as_posix() if (run / "run.json").is_file() else ""
 
     def _interrupted(self, rounds: Sequence[_Round]) -> Path | None:
-        """The folder of the last round, if it can go on: same labels, same configuration, and no process of it left."""
+        """The folder of the last round, if it can be resumed: same labels and configuration, no process of it left."""
         if not rounds or not rounds[-1].interrupted:
             return None
         last = rounds[-1]
@@ -291,7 +291,7 @@ class RoundTraining:
         while read_progress(folder).status == "SUBMITTED":
             if self._process.poll() is not None or time.monotonic() > until:
                 raise ApiError(
-                    500, f"The process of the training does not start; see {OUTPUT} in the folder of the round."
+                    500, f"The process of the training did not start; see {OUTPUT} in the folder of the round."
                 )
             time.sleep(0.05)
 
@@ -320,14 +320,14 @@ class RoundTraining:
 
 
 def _is_held(folder: Path) -> bool:
-    """Whether a process holds the lock of a round's folder."""
+    """Return True if a process holds the lock of a round's folder."""
     with _LOOK, contextlib.suppress(InputError), exclusive_lock(folder):
         return False
     return True
 
 
 def _child_is_gone(progress: RoundProgress) -> bool:
-    """Whether no process of an interrupted round writes into its run any more; one that still does is stopped."""
+    """Stop the training process of an interrupted round; return True if it no longer writes into the run."""
     if not supports_start_ids():
         return False
     if not stop_process(progress.child, progress.child_birth):

@@ -16,14 +16,14 @@ from server.labelling.context import LabellingContext, requester_name
 from server.labelling.forms import receive_json
 from server.labelling.tasks import TrainingService, TrainingTask
 
-_NONE = "This server trains no models."
+_NONE = "This server does not train models."
 
 
 class TrainingEndpoints:
-    """The endpoints of the training; without one they say so."""
+    """The endpoints of the training; without a training service they respond with the status 404."""
 
     def __init__(self, context: LabellingContext, training: TrainingService | None) -> None:
-        """Serve ``training``."""
+        """Create the endpoints of ``training``."""
         self._context, self._training = context, training
 
     def routes(self) -> list[Route]:
@@ -48,7 +48,7 @@ class TrainingEndpoints:
             if not tasks:
                 raise ApiError(404, "No training is running.")
         if not tasks:
-            raise ApiError(404, "Nothing was trained here yet.")
+            raise ApiError(404, "No model was trained here yet.")
         if _is_true(request, "all"):
             return JSONResponse([task.document() for task in tasks])
         return JSONResponse(tasks[-1].document())

@@ -1,4 +1,4 @@
-"""How far a training run is, and how long it still takes, from what it writes down."""
+"""Progress of a training run and an estimate of its remaining time, from the files of the run."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 import yaml
 
 LOG, RECIPE = "log.jsonl", "recipe.yaml"
-SPEED_LINES = 20  # lines of the log over which the speed is measured
-CURVE_POINTS = 200  # of the curve
+SPEED_LINES = 20  # lines of the log from which the speed is computed
+CURVE_POINTS = 200  # maximum number of points of the curve
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What is known of a run.
+    """Progress of a run.
 
     Attributes:
         update: Number of updates of the exported network so far.
-        updates: Number of them in all; 0 while it is not known.
-        seconds_left: Estimate of the time until the last update, in seconds; None while there is nothing to measure.
-        estimate: The same as a sentence that says what it rests on.
-        best_dice: Best mean Dice on the validation scans; None without one.
-        curve: Points (step, loss), at most :data:`CURVE_POINTS` of them.
+        updates: Total number of updates; 0 while it is not known.
+        seconds_left: Estimated time until the last update, in seconds; None while there is not enough data.
+        estimate: Estimate as a sentence, with its basis.
+        best_dice: Best mean Dice on the validation scans; None without a validation.
+        curve: Points (step, loss), at most :data:`CURVE_POINTS`.
     """
 
     update: int = 0
@@ -41,7 +41,7 @@ def read_training_progress(run: Path, *, running: bool) -> TrainingProgress:
 
     Args:
         run: Folder of the run; it need not exist yet.
-        running: Whether the run is training now, so that an estimate has a meaning.
+        running: True if the run is training now; otherwise no estimate is made.
     """
     rows = _rows(run / LOG)
     updates = _updates(run / RECIPE)
@@ -62,11 +62,11 @@ def read_training_progress(run: Path, *, running: bool) -> TrainingProgress:
 
 
 def _seconds_left(learning: Sequence[dict[str, Any]], update: int, updates: int) -> float | None:
-    """The time of the updates that are left, at the speed of the last lines of the log."""
+    """The time for the remaining updates, at the speed of the last lines of the log."""
     recent: list[dict[str, Any]] = []
     for row in reversed(learning[-SPEED_LINES:]):
         if recent and row["elapsed"] > recent[-1]["elapsed"]:
-            break  # the run was resumed in between, and its clock began anew
+            break  # the run was resumed in between, which restarts its clock
         recent.append(row)
     if len(recent) < 2 or updates < 1 or recent[0]["update"] <= recent[-1]["update"]:
         return None
@@ -76,17 +76,17 @@ def _seconds_left(learning: Sequence[dict[str, Any]], update: int, updates: int)
 
 def _sentence(left: float | None, update: int, updates: int) -> str:
     if left is None:
-        return "How long the training still takes is not known yet."
+        return "The remaining time of the training is not known yet."
     minutes = max(round(left / 60), 1)
     unit = "minute" if minutes == 1 else "minutes"
     return (
-        f"{update} of {updates} updates; about {minutes} {unit} at the present speed, and then the export and the "
-        "comparison with the model in use."
+        f"{update} of {updates} updates are done; about {minutes} {unit} remain at the current speed, followed by the "
+        "export and the comparison with the model in use."
     )
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; the last one is left out where it is still being written."""
+    """The lines of a log; incomplete lines, such as one that is being written, are skipped."""
     if not path.is_file():
         return []
     rows = []

@@ -1,7 +1,7 @@
-"""One round of training in a process of its own: train, export, compare with the model in use, and use it or not.
+"""A round of training in a separate process: train, export, compare with the model in use, and accept or reject.
 
-The process holds the lock of the round's folder while it works, so that any other process can tell whether it is alive,
-and ends when the file ``stop.json`` appears there. It goes on when the server that started it ends.
+The process holds the lock of the round's folder while it works, so that other processes can tell whether it is alive.
+It ends when the file ``stop.json`` appears there, and continues if the server that started it ends.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from server.labelling.tasks import Status
 REQUEST, PROGRESS, DECISION, STOP, OUTPUT = "request.json", "round.json", "decision.json", "stop.json", "output.log"
 VIEW, RUN, BUNDLE = "data", "run", "bundle"
 TRAINING, CACHE = "training", "cache"
-POLL_INTERVAL = 0.5  # seconds between two looks whether the round is to stop
-TERMINATE_TIMEOUT = 30.0  # seconds in which a training may end after it was asked to
+POLL_INTERVAL = 0.5  # seconds between two checks whether the round is to stop
+TERMINATE_TIMEOUT = 30.0  # seconds in which a training may end by itself before it is killed
 
 Phase = Literal["waiting", "training", "exporting", "comparing", "ended"]
 
 
 class TrainingConfig(BaseModel):
-    """How the server trains; read from a YAML file, and copied into each round before it begins.
+    """Configuration of the training; read from a YAML file and copied into each round before it starts.
 
     Attributes:
-        recipe: Recipe: a file, or the name of one that comes with semiseg.
+        recipe: File of a recipe, or name of a recipe that comes with semiseg.
         changes: Changes of the recipe, each ``key=value``.
-        warm_start: Whether a training starts from the weights of the last accepted one.
-        threads: CPU threads of the training and of the comparison; all by default.
-        acceptance: What a new model has to reach.
+        warm_start: True if a training starts from the weights of the last accepted one.
+        threads: Number of CPU threads of the training and of the comparison; all by default.
+        acceptance: Criteria of the acceptance of a new model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,21 +63,21 @@ class TrainingConfig(BaseModel):
 
 
 class RoundRequest(BaseModel):
-    """What a round does, written before it begins and never changed.
+    """Request of a round; it is written before the round starts and never changed.
 
     Attributes:
         id: Id of the round.
         who: Name of the person who started it.
-        asked: What the client said.
-        config: The configuration.
-        start_from: Folder of the run whose weights it starts from, below the state folder; empty for none.
+        asked: Parameters of the client's request.
+        config: Configuration of the training.
+        start_from: Folder of the run with the initial weights, below the state folder; empty for none.
         first_bundle: Bundle that is in use before any change of the model; empty for none.
-        labels: SHA-256 of each label that it may open, by the image's id.
-        labelled: Scans that it learns from with a label.
-        unseen: Scans, of those that teach or judge, whose label the model in use has not learned from.
-        confirmed: Scans whose label somebody has confirmed (``"confirmed": true`` in a note about it).
+        labels: SHA-256 of each label that the round may open, by the image's id.
+        labelled: Scans that are trained on with their label.
+        unseen: Scans for training or comparison whose label the model in use was not trained on.
+        confirmed: Scans whose label a person has confirmed (``"confirmed": true`` in a note about it).
         judged_on: Scans on which the models are compared.
-        judged_because: Why these scans.
+        judged_because: Reason for the choice of these scans.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -97,16 +97,18 @@ class RoundRequest(BaseModel):
 
 
 class RoundProgress(BaseModel):
-    """How far a round is.
+    """Progress of a round.
 
     Attributes:
         status: State of the round.
-        phase: What it does now.
-        start, end: Unix times; ``end`` is 0 while it runs.
-        pid: Number of its process, and ``birth``, when that was started.
-        child: Number of the process that trains or exports, and ``child_birth``.
-        sentences: What happened, oldest first.
-        result: Sentence about its outcome.
+        phase: Current phase of the round.
+        start, end: Unix times of its start and end; ``end`` is 0 while it runs.
+        pid: Process id of the round.
+        birth: Start id of that process, which distinguishes it from a later one with the same process id.
+        child: Process id of the process that trains or exports.
+        child_birth: Start id of the process ``child``.
+        sentences: Events in sentences, oldest first.
+        result: Sentence about its result.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -123,34 +125,34 @@ class RoundProgress(BaseModel):
     result: str = ""
 
 
-class _Stopped(Exception):  # noqa: N818 - no error
-    """Somebody asked the round to stop."""
+class _Stopped(Exception):  # noqa: N818 - not an error
+    """A user requested the round to stop."""
 
 
-class _Interrupted(Exception):  # noqa: N818 - no error
-    """The system asked the process to end."""
+class _Interrupted(Exception):  # noqa: N818 - not an error
+    """A signal requested the process to end."""
 
 
 def read_progress(folder: Path) -> RoundProgress:
-    """How far the round in a folder is."""
+    """Read the progress of the round in a folder."""
     return RoundProgress.model_validate_json((folder / PROGRESS).read_text(encoding="utf-8"))
 
 
 def read_request(folder: Path) -> RoundRequest:
-    """What the round in a folder does."""
+    """Read the request of the round in a folder."""
     return RoundRequest.model_validate_json((folder / REQUEST).read_text(encoding="utf-8"))
 
 
 def write_document(path: Path, document: BaseModel) -> None:
-    """Write a document as JSON; a reader sees the old or the new one."""
+    """Write a document atomically as JSON."""
     replace_file(path, document.model_dump_json(indent=1).encode() + b"\n")
 
 
 def run_round(folder: Path) -> None:
-    """Do the round whose request lies in ``folder``; how it ends is in its ``round.json``.
+    """Run the round whose request is in ``folder``; its result is in ``round.json`` there.
 
     Raises:
-        InputError: Another process does it.
+        InputError: Another process runs the round.
     """
     with exclusive_lock(folder):
         _Round(folder).run()
@@ -174,7 +176,7 @@ class _Round:
         except _Stopped:
             self._end("STOPPED", "The training was stopped.")
         except _Interrupted:
-            self._end("ERROR", "The training was interrupted by the end of its process; start it again to go on.")
+            self._end("ERROR", "The training was interrupted by the end of its process; start it again to resume it.")
         except SemisegError as error:
             self._end("ERROR", str(error))
         except Exception as error:
@@ -213,7 +215,7 @@ class _Round:
         if config.threads is not None:
             changes.append(f"threads={config.threads}")
         if self.request.start_from:
-            changes.append(f"start={json.dumps(str((self.state / self.request.start_from).resolve()))}")
+            changes.append(f"init_from={json.dumps(str((self.state / self.request.start_from).resolve()))}")
         return [
             *("train", "--data", str(self.folder / VIEW), "--out", str(run), "--recipe", config.recipe, "--quiet"),
             *("--cache", str(self.folder.parent / CACHE)),
@@ -225,7 +227,7 @@ class _Round:
         """Run a command of semiseg to its end.
 
         Raises:
-            SemisegError: It failed; its own last sentence.
+            SemisegError: The command failed; the message is its last line of output.
         """
         output = self.folder / OUTPUT
         since = output.stat().st_size if output.exists() else 0
@@ -245,7 +247,7 @@ class _Round:
             with output.open("rb") as file:
                 file.seek(since)
                 lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-            said = lines[-1].removeprefix("semiseg: ") if lines else f"it ended with the exit code {code}"
+            said = lines[-1].removeprefix("semiseg: ") if lines else f"its exit code is {code}"
             raise SemisegError(f"`semiseg {arguments[0]}` failed: {said}")
 
     def _judge(self, bundle: Path, current: Path | None) -> AcceptanceDecision:

@@ -57,13 +57,13 @@ def test_everything_that_a_manifest_can_say(manifest: Manifest) -> None:
         )
     )
     for words in (
-        "nvidia/mit-b1 at abc, licence NVIDIA research only. That licence travels",
+        "nvidia/mit-b1 at abc, licence NVIDIA research only. This licence also",
         "Distilled from large (`mn`, vnet, 9,000,000 parameters, 4 labelled scans; not validated)",
         "transductive",
         "Labels of 4 scan(s) were opened for training and of 2 to choose",
-        "97 more were seen without labels",
+        "97 more were used without labels",
         "On 2 validation scan(s): Dice low 0.910, high 0.500.",
         "| int8 | openvino | 16x16x16 | 8 | 0.25 | 0.99610 |",
-        "Of DICOM it takes CT and refuses other modalities.",
+        "It accepts DICOM series of the modality CT and refuses other modalities.",
     ):
         assert words in card, card

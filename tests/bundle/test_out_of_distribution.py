@@ -43,7 +43,7 @@ def test_each_difference_has_its_name_and_figures(seen: Fingerprint) -> None:
     far = codes(seen, Volume(made().array[:20], made().affine))
     assert far == {"unfamiliar_field_of_view": "The scan covers 20 mm left-right (40 mm in the training scans)."}
     loud = codes(seen, Volume(made().array * 10, made().affine))["unfamiliar_intensity"]
-    assert loud.startswith("The grey values are of another range: the darkest voxels have ")
+    assert loud.startswith("The grey values have another range: the darkest voxels have ")
     assert "the brightest voxels have 1" in loud
     sagittal = Volume(*reorient(made().array, made().affine, "PIR"))
     assert codes(seen, sagittal)["unfamiliar_orientation"] == (

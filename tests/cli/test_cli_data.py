@@ -79,7 +79,7 @@ def test_a_split_is_drawn_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     first = json.loads((tmp_path / "split.json").read_text())
     assert len(make_split(load_dataset(tmp_path), None, 2).unlabelled) == 3
     assert run_semiseg(*arguments) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert run_semiseg(*arguments, "--out", tmp_path / "again.json") == 0
     assert json.loads((tmp_path / "again.json").read_text()) == first
     assert run_semiseg("data", "split", tmp_path, "--test", "9", "--labelled", "1") == 2

@@ -57,10 +57,10 @@ def test_options_choose_structures_scans_and_who_wins(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--labels", "liver"], "--labels is written NAME=1,OTHER=2"),
+        (["--labels", "liver"], "--labels must be NAME=1,OTHER=2"),
         (["--labels", "liver=1,LIVER=2"], "names 'LIVER' twice"),
         (["--channels", "T1"], "--channels is written NAME=PATTERN"),
-        (["--add"], "nothing that --add could extend"),
+        (["--add"], "--add cannot extend it"),
         (["--matches", "none.csv"], "none.csv cannot be read"),
     ],
 )
@@ -107,7 +107,7 @@ def test_real_series_and_their_label_become_a_dataset(
     assert run_semiseg("collect", source, "--out", tmp_path / "data", *arguments) == 0
     said = capsys.readouterr().out
     assert "1 labelled and 2 unlabelled scans collected" in said
-    assert "lean by 18.5 degrees" in said
+    assert "tilted by 18.5 degrees" in said
     assert run_semiseg("data", "check", tmp_path / "data") == 0
     (case,) = [c for c in load_dataset(tmp_path / "data").cases.values() if c.label]
     assert case.label is not None

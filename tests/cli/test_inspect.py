@@ -88,4 +88,4 @@ def test_a_dicomdir_stands_for_the_files_that_it_lists(
     shutil.copy(directory, tmp_path / "DICOMDIR")
     code, _, error = inspect(capsys, tmp_path / "DICOMDIR")
     assert code == 2
-    assert f"whose {len(listed)} listed file(s) are not there; send the files themselves." in error
+    assert f"whose {len(listed)} listed file(s) do not exist; send the files themselves." in error

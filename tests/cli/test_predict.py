@@ -148,7 +148,7 @@ def test_the_form_of_the_answer_can_be_named(bundle, server, series, tmp_path, w
     assert run.returncode == 0, run.stderr
     assert pydicom.dcmread(tmp_path / "mask.dcm").Modality == "RTSTRUCT"
     wrong = predict(*model, series, "--out", tmp_path / "mask.nii", "--answer", "rtstruct")
-    assert "an answer of the form rtstruct is named .dcm" in assert_one_sentence(wrong, 2)
+    assert "a file of the format rtstruct is named .dcm" in assert_one_sentence(wrong, 2)
     assert "none of these" in assert_one_sentence(predict(*model, series, "--out", "m.dcm", "--answer", "stl"), 2)
 
 
@@ -173,7 +173,7 @@ def test_one_label_map_of_regions_is_refused_before_anything_is_computed(scan, s
     sentence = assert_one_sentence(predict(*asked, "--answer", "nifti-labelmap"), 2)
     assert sentence.startswith("semiseg: low, high may overlap other regions")
     refused = predict(regions, series, "--out", tmp_path / "mask.dcm", "--answer", "seg-labelmap")
-    assert "no label map in DICOM" in assert_one_sentence(refused, 2)
+    assert "cannot be a label map in DICOM" in assert_one_sentence(refused, 2)
     assert predict(*asked).returncode == 0
     assert nib.load(tmp_path / "mask.nii").shape == (*nib.load(scan).shape, 2)
 

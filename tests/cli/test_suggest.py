@@ -105,7 +105,7 @@ def test_runs_that_segment_other_things_cannot_vote_together(tmp_path: Path, run
     other = write_phantoms(tmp_path / "data")
     changed = make_tiny_recipe("supervised", {"segments": {other.segments[0].name: {"colour": [1, 2, 3]}}})
     train_on_cpu(other, changed, tmp_path / "run")
-    with pytest.raises(RunError, match="cannot vote together"):
+    with pytest.raises(RunError, match="cannot form a committee"):
         load_committee([runs["supervised0"], tmp_path / "run"], "cpu")
 
 
@@ -176,7 +176,7 @@ def test_the_first_scans_can_be_chosen_among_some(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--count", "9"), "9 scans were asked for, and there are 4 to choose from"),
+        (("--count", "9"), "9 scans were requested, but there are only 4 to choose from"),
         (("--scans", "nobody"), "no scan called 'nobody'"),
         (("--scans", "s1,s0"), "keeps scan 's0' for judging"),
         (("--data", "elsewhere"), "--data has to be left out"),

@@ -139,7 +139,7 @@ def test_a_series_that_was_corrected_is_collected_and_noted(clinic: Path, tmp_pa
     assert dataset_errors(tmp_path / "after") == []
     notes = {line.source.split()[0]: line.reason for line in find_lines(after, "note", "scan")}
     assert "1 slice(s) are missing" in notes["c"]
-    assert "lean by 14.0 degrees (gantry tilt)" in notes["a/x"]
+    assert "tilted by 14.0 degrees (gantry tilt)" in notes["a/x"]
     upright, leaning = (
         read_labels(load_dataset(made.folder).cases[find_case_id(made, "a/x")].label) for made in (before, after)
     )
@@ -154,7 +154,7 @@ def test_a_label_on_slices_that_were_resampled_is_refused_and_the_scan_taken(cli
     collected = collect(clinic, tmp_path / "data")
     (line,) = find_lines(collected, "refused", "label")
     assert line.source == "elsewhere/late.dcm"
-    assert line.reason.startswith("It was drawn on slices that lie unevenly")
+    assert line.reason.startswith("It was drawn on unevenly spaced slices")
     assert load_dataset(tmp_path / "data").cases[find_case_id(collected, "d")].label is None
 
 
@@ -163,10 +163,10 @@ def test_modalities_are_not_mixed_unless_by_name(clinic: Path, tmp_path: Path) -
         header = pydicom.dcmread(path)
         header.Modality = "CT"
         header.save_as(path)
-    with pytest.raises(InputError, match=r"several modalities, MR \(2\), CT \(1\): name the one"):
+    with pytest.raises(InputError, match=r"several modalities, MR \(2\), CT \(1\): select one"):
         collect(clinic, tmp_path / "data")
     collected = collect(clinic, tmp_path / "data", CollectOptions(modalities=("mr",)))
-    assert [line.reason for line in find_lines(collected, "left out", "scan")] == ["Modality CT was not asked for."]
+    assert [line.reason for line in find_lines(collected, "left out", "scan")] == ["Modality CT was not selected."]
     both = collect(clinic, tmp_path / "both", CollectOptions(modalities=("MR", "CT")))
     assert load_dataset(both.folder).channels == ("image",)
 
@@ -200,7 +200,7 @@ def test_nothing_to_collect_is_a_sentence(clinic: Path, tmp_path: Path) -> None:
         collect(tmp_path / "empty", tmp_path / "data")
     with pytest.raises(InputError, match="None of the 3 image series"):
         collect(clinic, tmp_path / "data", CollectOptions(descriptions=("*portal*",)))
-    with pytest.raises(InputError, match=r"No label holds 'pancreas'; the structures that there are: 'kidneys', "):
+    with pytest.raises(InputError, match=r"No label holds 'pancreas'; the labels hold these structures: 'kidneys', "):
         collect(clinic, tmp_path / "data", CollectOptions(labels={"pancreas": 1}))
     for path in clinic.rglob("IM*.dcm"):
         if path.name != "IM0001.dcm":
@@ -208,7 +208,7 @@ def test_nothing_to_collect_is_a_sentence(clinic: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"No scan could be collected; .*data-report.csv says why"):
         collect(clinic, tmp_path / "data")
     assert "single slice" in (tmp_path / "data-report.csv").read_text()
-    with pytest.raises(InputError, match="must not lie in each other"):
+    with pytest.raises(InputError, match="must not contain each other"):
         collect(clinic, clinic / "data")
 
 

@@ -69,7 +69,7 @@ def test_a_contour_that_lies_in_no_plane_is_remarked_on(off: float, told: bool, 
     )
     assert np.flatnonzero(opened.mask("bent").any(axis=(0, 1))).tolist() == [4]
     remarks = opened.notes("bent")
-    assert [("lie in no plane" in one, "up to" in one) for one in remarks] == [(True, True)] * told
+    assert [("not planar" in one, "up to" in one) for one in remarks] == [(True, True)] * told
 
 
 @pytest.mark.parametrize("k", [-1.0, 12.0, 400.0])
@@ -227,7 +227,7 @@ def test_a_point_beside_closed_contours_is_left_out_and_told(axial: Case, tmp_pa
 
 @pytest.mark.parametrize("kind", ["OPEN_PLANAR", "OPEN_NONPLANAR"])
 def test_an_open_contour_beside_closed_ones_is_refused(kind: str, axial: Case, tmp_path: Path) -> None:
-    with pytest.raises(VolumeError, match=f"'one' has a contour of type {kind}; CLOSED_PLANAR is read"):
+    with pytest.raises(VolumeError, match=f"'one' has a contour of type {kind}; only CLOSED_PLANAR is read"):
         read_one(axial[0], [box(3, 3, 12, 9), box(14, 3, 18, 9)], ["CLOSED_PLANAR", kind], tmp_path)
 
 

@@ -156,7 +156,7 @@ def test_a_seg_on_another_grid_is_refused_with_what_differs(axial: Case, tmp_pat
     aside, finer, turned = np.eye(4), np.diag([0.5, 0.5, 1, 1]), np.eye(4)
     aside[0, 3] = 0.4
     turned[:2, :2] = [[np.cos(0.1), -np.sin(0.1)], [np.sin(0.1), np.cos(0.1)]]
-    assert "lie up to 0.40 of a voxel beside" in told(aside)
+    assert "lie up to 0.40 of a voxel away" in told(aside)
     assert "measure 3.7 x 4.3 mm and the scan's 1.85 x 2.15 x 8 mm" in told(finer)
     assert "lies on another grid" in told(turned)
     assert "reaches from voxel" in told(np.eye(4), (20, 22, 12))
@@ -165,7 +165,7 @@ def test_a_seg_on_another_grid_is_refused_with_what_differs(axial: Case, tmp_pat
 def test_an_image_that_lies_where_a_label_is_expected_is_refused(axial: Case, tmp_path: Path) -> None:
     series, labels = axial
     write_nifti(tmp_path / "image.nii.gz", series.volume.array, series.volume.affine)
-    with pytest.raises(VolumeError, match="are no labels"):
+    with pytest.raises(VolumeError, match="are not labels"):
         LabelMapReader(tmp_path / "image.nii.gz", series.volume, NAMES, strict=False)
     write_nifti(tmp_path / "label.nii.gz", labels, series.volume.affine)
     with pytest.raises(VolumeError, match=r"value\(s\) 3, which --labels does not name"):

@@ -32,7 +32,7 @@ def test_rounding_of_the_affine_is_forgiven_and_more_is_not() -> None:
     np.testing.assert_array_equal(reorder_to_grid(scan, rounded), scan.array)
     aside = scan.affine.copy()
     aside[:3, 3] += scan.affine[:3, 0] * 0.3
-    with pytest.raises(VolumeError, match=r"up to 0\.30 of a voxel beside"):
+    with pytest.raises(VolumeError, match=r"up to 0\.30 of a voxel away"):
         reorder_to_grid(scan, Volume(scan.array, aside))
 
 
@@ -40,7 +40,7 @@ def test_another_spacing_turn_or_extent_is_refused_by_name() -> None:
     scan = numbered_volume(SHAPE, make_affine("LPS"))
     with pytest.raises(VolumeError, match=r"measure 1.5 x 0.75 x 6 mm and the scan's 1.5 x 0.75 x 3 mm"):
         reorder_to_grid(scan, Volume(scan.array, scan.affine @ np.diag([1, 1, 2, 1])))
-    with pytest.raises(VolumeError, match="axes are turned"):
+    with pytest.raises(VolumeError, match="axes are rotated"):
         reorder_to_grid(scan, Volume(scan.array, make_affine("LPS", tilt=(0, 0, 12))))
     with pytest.raises(VolumeError, match=r"reaches from voxel \[1, 0, 0\] to \[5, 5, 6\]"):
         shifted = scan.affine.copy()

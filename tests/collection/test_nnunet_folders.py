@@ -135,12 +135,12 @@ def test_what_contradicts_itself_is_refused_scan_by_scan(tmp_path: Path) -> None
     collected = collect(root, tmp_path / "data")
     scans = {line.source: line.reason for line in find_lines(collected, "refused", "scan")}
     assert scans["smith_001"] == "Its channels are numbered 0001, which leaves a gap."
-    assert "lies on another grid" in scans["smith_005"] and "does not end in the number" in scans["plain"]
+    assert "lies on another grid" in scans["smith_005"] and "does not end with the number" in scans["plain"]
     assert "the model needs 2 channel(s)" in scans["smith_002"]
     labels = {Path(line.source).name: line.reason for line in find_lines(collected, "refused", "label")}
     assert "holds the value(s) 7, 14, which dataset.json does not name" in labels["smith_003.nii.gz"]
     assert "lies on another grid" in labels["smith_004.nii.gz"]
-    assert "There is no image of 'nobody'" in labels["nobody.nii.gz"]
+    assert "There is no usable image of 'nobody'" in labels["nobody.nii.gz"]
     assert [line.source for line in find_lines(collected, "refused", "file")] == ["imagesTr/smith_006_0000.png"]
     assert sorted(mapped(collected)) == ["smith_000", "smith_003", "smith_004"]
 

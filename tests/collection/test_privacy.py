@@ -71,7 +71,7 @@ def test_the_same_mapping_gives_the_same_ids_again(clinic: Path, tmp_path: Path)
 
 def test_a_file_that_is_no_mapping_is_not_touched(clinic: Path, tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("precious\n")
-    with pytest.raises(DatasetError, match="no mapping of semiseg collect"):
+    with pytest.raises(DatasetError, match="not a mapping of semiseg collect"):
         collect(clinic, tmp_path / "data", mapping=tmp_path / "other.csv")
     assert (tmp_path / "other.csv").read_text() == "precious\n"
     with pytest.raises(InputError, match="must not lie in the dataset"):

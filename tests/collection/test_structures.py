@@ -36,7 +36,7 @@ def test_structures_absent_ignored_and_unusable_are_told(tmp_path: Path) -> None
     struct.save_as(tmp_path / "src/2.dcm", enforce_file_format=True)
     collected = collect(tmp_path / "src", tmp_path / "data", CollectOptions(labels={"liver": 1, "spleen": 2}))
     told = {(line.status, line.source): line.reason for line in collected.entries if line.what == "structure"}
-    assert told["note", "2.dcm"] == "'spleen' is not there: the scan gets no voxel of it."
+    assert told["note", "2.dcm"] == "'spleen' is not in the label: the scan has no voxel of it."
     assert told["left out", "1.dcm"] == "'kidneys' is not in --labels."
     assert told["left out", "2.dcm"] == "'couch' is not in --labels."
     assert told["refused", "2.dcm"] == "'iso' has contours of type POINT only, which enclose nothing."

@@ -95,7 +95,7 @@ def test_a_segmentation_of_slicer_on_another_grid_is_refused(tmp_path: Path) -> 
     )
     collected = collect(tmp_path / "src", tmp_path / "data")
     (line,) = find_lines(collected, "refused", "label")
-    assert "0.40 of a voxel beside the scan's" in line.reason
+    assert "0.40 of a voxel away from the scan's" in line.reason
 
 
 def test_segments_of_slicer_that_overlap_become_regions(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_segments_of_slicer_that_overlap_become_regions(tmp_path: Path) -> None:
 def test_a_plain_nrrd_is_a_label_map_whose_values_have_to_be_named(tmp_path: Path) -> None:
     series, labels = write_scan(tmp_path / "src/dicom", 1)
     write_nrrd(tmp_path / "src/label.nrrd", make_segmentation(series, labels))
-    with pytest.raises(InputError, match=r"label\.nrrd is a label of numbers without names"):
+    with pytest.raises(InputError, match=r"label\.nrrd is a label map without names"):
         collect(tmp_path / "src", tmp_path / "data")
     collect(tmp_path / "src", tmp_path / "data", CollectOptions(labels={"a": 1, "b": 2, "c": 3, "d": 4}))
     (case,) = load_dataset(tmp_path / "data").cases.values()
@@ -141,7 +141,7 @@ def test_a_csv_names_scans_and_labels_of_any_format(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_labels(case.label).array, random_labels(1))
     assert find_lines(collected, "left out", "file") == []  # label.raw belongs to label.mhd
     table.write_text("scan,label\nm.csv,label.mhd\n")
-    with pytest.raises(InputError, match="no NIfTI image or other volume: it is a text file"):
+    with pytest.raises(InputError, match="not a NIfTI image or other volume: it is a text file"):
         collect(source, tmp_path / "other", CollectOptions(matches=table, labels={"low": 1, "high": 2}))
 
 
@@ -153,7 +153,7 @@ def test_remarks_on_a_scan_are_in_the_report(tmp_path: Path) -> None:
     table.write_text("scan,label\nscan.nii,\n")
     collected = collect(source, tmp_path / "data", CollectOptions(matches=table, labels={"low": 1}))
     (note,) = find_lines(collected, "note", "scan")
-    assert "nothing about left and right" in note.reason
+    assert "does not define left and right" in note.reason
 
 
 def nnunet(root: Path, ending: str) -> Path:
@@ -237,4 +237,4 @@ def test_the_check_warns_of_a_header_that_contradicts_itself(tmp_path: Path) -> 
     as_nrrd(tmp_path / "imagesTr/s1.nrrd", random_image(1), AFFINE, space=None, **{"space dimension": "3"})
     (finding,) = check_dataset(load_dataset(tmp_path))
     assert (finding.severity, finding.kind, finding.case) == ("warning", "file", "s1")
-    assert "nothing about left and right" in finding.sentence
+    assert "does not define left and right" in finding.sentence

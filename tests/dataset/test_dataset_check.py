@@ -65,7 +65,7 @@ def test_unknown_label_values_are_counted_beside_the_known_ones(folder: Path) ->
     finding = only_finding(folder)
     assert (finding.severity, finding.kind, finding.case) == ("error", "labels", "s3")
     assert "-1 (1 voxels), 7 (3 voxels), 30000 (1 voxels)" in finding.sentence
-    assert "knows 0 background, 1 low, 2 high" in finding.sentence
+    assert "lists 0 background, 1 low, 2 high" in finding.sentence
 
 
 def test_the_same_scan_under_two_names_is_found_however_it_is_stored(folder: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_scan_that_both_teaches_and_judges_is_called_so(folder: Path) -> None:
     """TRN-01."""
     write_scan(folder, "s4", random_image(1), random_labels(4))
     split = Split(labelled=("s0", "s2"), unlabelled=("s1", "s3"), test=("s4",))
-    assert "'s1' in unlabelled, 's4' in test, so a scan that judges" in only_finding(folder, split).sentence
+    assert "'s1' in unlabelled, 's4' in test, so an evaluation scan" in only_finding(folder, split).sentence
 
 
 def test_missing_damaged_and_nan_images_are_named(folder: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_segment_that_no_labelled_scan_holds_cannot_be_learned(folder: Path) -
     assert check_dataset(load_dataset(folder)) == []  # other scans hold it
     finding = only_finding(folder, Split(labelled=("s0",), unlabelled=("s1", "s2", "s3"), test=("s4",)))
     assert (finding.severity, finding.kind) == ("error", "segments")
-    assert "None of the 1 labelled scans holds the segment 2 high" in finding.sentence
+    assert "None of the 1 labelled scans contains the segment 2 high" in finding.sentence
 
 
 def test_a_spacing_far_from_the_rest_is_a_warning_whatever_the_order_of_axes(folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_spacing_far_from_the_rest_is_a_warning_whatever_the_order_of_axes(fol
 def test_label_values_without_names_are_listed(tmp_path: Path) -> None:
     (finding,) = check_dataset(write_dataset(tmp_path, labelled=2, described=False))
     assert (finding.severity, finding.kind, finding.case) == ("warning", "segments", None)
-    assert "found are 0 (in 2 scans), 1 (in 2 scans), 2 (in 2 scans)" in finding.sentence
+    assert "the labels contain 0 (in 2 scans), 1 (in 2 scans), 2 (in 2 scans)" in finding.sentence
 
 
 def test_labels_that_the_split_keeps_closed_are_not_opened(folder: Path) -> None:

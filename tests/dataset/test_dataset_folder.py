@@ -56,7 +56,7 @@ def test_names_of_one_file_per_channel_lose_their_number_when_there_is_one_chann
         (tmp_path / f"imagesTr/s{k}.nii.gz").rename(tmp_path / f"imagesTr/s{k}_0000.nii.gz")
     assert list(load_dataset(tmp_path).cases) == ["s0", "s1"]
     write_nifti(tmp_path / "imagesTr/s0_0001.nii.gz", random_image(9), AFFINE)
-    with pytest.raises(DatasetError, match="one file a channel"):
+    with pytest.raises(DatasetError, match="one file per channel"):
         load_dataset(tmp_path)
 
 
@@ -93,8 +93,8 @@ def test_channels_of_a_4d_image_come_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ({"labels": {"0": "background"}}, "no label but the background"),
-        ({"labels": None}, "must say what the label values are"),
+        ({"labels": {"0": "background"}}, "no label except the background"),
+        ({"labels": None}, "must name the label values"),
         ({"labels": {"0": "background", "1": "liver", "2": "Liver"}}, r"same name \(liver\)"),
         ({"labels": {"background": 0, "liver": 1, "spleen": 1}}, r"same label value \(1\)"),
         ({"labels": {"background": 0, "whole": [1, 2], "core": []}}, r"region .core. must list label values"),

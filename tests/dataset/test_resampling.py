@@ -61,7 +61,7 @@ def test_every_outlined_scan_is_judged_by_one_fold(dataset: Dataset) -> None:
 
 def test_what_cannot_be_drawn_is_refused(dataset: Dataset) -> None:
     split = own(dataset)
-    with pytest.raises(DatasetError, match="30 labelled scans were asked for, and 8 training scans have a label"):
+    with pytest.raises(DatasetError, match="30 labelled scans were requested, but only 8 training scans"):
         resample_labelled(dataset, split, [30], 1)  # type: ignore[arg-type]
     with pytest.raises(DatasetError, match="has validation scans"):
         resample_labelled(dataset, split.model_copy(update={"validation": ("x",)}), [2], 1)  # type: ignore[attr-defined]

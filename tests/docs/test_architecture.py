@@ -1,4 +1,4 @@
-"""The two walks that ARCHITECTURE.md ends with are the ways that a real upload and a real batch take."""
+"""ARCHITECTURE.md: its two traced call lists are those of a real upload and a real batch; the files it names exist."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def assert_way(calls: list[str], wanted: list[str]) -> None:
 
 
 def test_the_way_of_a_dicom_upload(tmp_path: Path) -> None:
-    wanted = walk("The way of a DICOM upload")
+    wanted = walk("Call list: a DICOM upload")
     bundle = make_threshold_bundle(tmp_path / "bundle", spacing=(1.5, 1.5, 2.0))
     volume = Volume(scan_array((40, 36, 16)), np.diag([-1.0, -1.0, 2.0, 1.0]))
     files = write_dicom_series(tmp_path / "series", volume)
@@ -81,7 +81,7 @@ def test_the_way_of_a_dicom_upload(tmp_path: Path) -> None:
 
 
 def test_the_way_of_a_training_batch(tmp_path: Path) -> None:
-    wanted = walk("The way of a training batch")
+    wanted = walk("Call list: a training batch")
     dataset = write_phantoms(tmp_path / "data")
     with traced(wanted) as calls:
         train_on_cpu(dataset, make_tiny_recipe("mean_teacher", {"updates": 2}), tmp_path / "run")
@@ -94,8 +94,28 @@ def test_a_walk_that_is_not_true_is_noticed() -> None:
         assert_way(["b", "a", "c"], ["a", "b"])
 
 
-def test_the_page_ends_with_the_walks() -> None:
-    assert re.findall(r"^## (.*)$", PAGE, flags=re.MULTILINE)[-2:] == [
-        "The way of a DICOM upload",
-        "The way of a training batch",
+def test_the_page_ends_with_the_table_of_additions_and_the_glossary() -> None:
+    assert re.findall(r"^## (.*)$", PAGE, flags=re.MULTILINE)[-5:] == [
+        "Call list: a study through the gateway",
+        "Call list: a DICOM upload",
+        "Call list: a training batch",
+        "To add something, touch these files",
+        "Glossary",
     ]
+    assert len(re.findall(r"^\| ", PAGE.split("## Glossary")[1], flags=re.MULTILINE)) <= 32
+
+
+def test_files_that_the_table_of_additions_names_exist() -> None:
+    section = PAGE.split("## To add something, touch these files")[1].split("\n## ")[0]
+    paths = {path for path in re.findall(r"`([\w.-]+/[\w./-]+)`", section) if "NAME" not in path}
+    assert len(paths) > 30
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    proved = re.findall(r"\[(\w+)\.diff\]\(docs/examples/\1\.diff\)", section)
+    assert sorted(proved) == sorted(file.stem for file in (ROOT / "docs" / "examples").glob("*.diff"))
+
+
+def test_modules_on_the_way_of_a_study_exist() -> None:
+    section = PAGE.split("## Call list: a study through the gateway")[1].split("\n## ")[0]
+    for line in re.findall(r"^    gateway/(\S.*?)   ", section, flags=re.MULTILINE):
+        for name in line.split(", "):
+            assert (ROOT / "server" / "gateway" / f"{name}.py").is_file(), name

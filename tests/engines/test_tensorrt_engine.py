@@ -69,7 +69,7 @@ def test_windows_that_the_plan_does_not_take_are_a_sentence(machine: Callable[..
 def test_a_plan_that_does_not_load_is_a_sentence(machine: Callable[..., FakeTensorRT], plan: Path) -> None:
     machine(loads=False)
     with pytest.raises(
-        EngineError, match=r"^TensorRT 10\.9\.0 cannot load .*build it anew with `semiseg export --trt`\.$"
+        EngineError, match=r"^TensorRT 10\.9\.0 cannot load .*build it again with `semiseg export --trt`\.$"
     ):
         TensorRtEngine(plan)
 

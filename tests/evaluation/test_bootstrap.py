@@ -106,7 +106,7 @@ def test_two_evaluations_are_compared_scan_by_scan_whatever_their_order() -> Non
     assert found["a"].mean == pytest.approx(0.1) and found["a"].low == pytest.approx(0.1)
     assert found["b"].mean == pytest.approx(0.1) and found["b"].left_out == 1
     assert found["all"].mean == pytest.approx(((0.9 + 0.5 - 1.3) + (0.8 + 0.6 - 1.1)) / 4)
-    with pytest.raises(InputError, match="did not judge the same scans"):
+    with pytest.raises(InputError, match="do not have the same scans"):
         compare(one, evaluation_of("other", {"s1": (0.9, 0.5)}))
 
 

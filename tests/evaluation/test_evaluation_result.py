@@ -109,7 +109,7 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_segment_that_was_not_judged_is_refused() -> None:
-    with pytest.raises(InputError, match="'spleen' was not judged; there are low, high"):
+    with pytest.raises(InputError, match="'spleen' was not evaluated; there are low, high"):
         FOUND.segment_rows("spleen")
 
 

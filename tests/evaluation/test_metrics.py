@@ -179,7 +179,7 @@ def test_the_rim_of_the_image_belongs_to_the_surface() -> None:
 
 
 def test_masks_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(VolumeError, match="one shape"):
+    with pytest.raises(VolumeError, match="same shape"):
         score(np.ones((3, 3, 3), bool), np.ones((3, 3, 4), bool), np.eye(4))
     with pytest.raises(VolumeError, match="singular"):
         score(np.ones((3, 3, 3), bool), np.ones((3, 3, 3), bool), np.diag([1.0, 1, 0, 1]))

@@ -193,7 +193,7 @@ def test_a_shared_cache_may_be_named(tiny_run: TinyRun, tmp_path: Path) -> None:
     np.save(cache / "0000-image.npy", np.zeros((2, 20, 20, 20), np.float32))
     exported = export(run, tmp_path / "bundle", cache=cache)
     assert [parity.windows for parity in exported.bundle.manifest.variants[0].parity] == [3] * 4
-    assert exported.scans == f"Proved on the preprocessed scans in {cache}."
+    assert exported.scans == f"Tested on the preprocessed scans in {cache}."
 
 
 def test_a_run_knows_which_scans_of_a_shared_cache_are_its_own(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_run_knows_which_scans_of_a_shared_cache_are_its_own(tmp_path: Path) -
         np.save(tmp_path / "shared" / f"{name}-image.npy", stranger)
     exported = export(run.folder, tmp_path / "bundle")
     assert [parity.windows for parity in exported.bundle.manifest.variants[0].parity] == [3] * 4
-    assert exported.scans == f"Proved on the run's preprocessed scans in {tmp_path / 'shared'}."
+    assert exported.scans == f"Tested on the run's preprocessed scans in {tmp_path / 'shared'}."
 
 
 @pytest.fixture
@@ -217,10 +217,10 @@ def moved(tiny_run: TinyRun, tmp_path: Path) -> Path:
 
 
 def test_a_run_that_was_moved_with_its_dataset_finds_both(moved: Path, tmp_path: Path) -> None:
-    assert export(moved, tmp_path / "one").scans == f"Proved on the run's preprocessed scans in {moved / 'cache'}."
+    assert export(moved, tmp_path / "one").scans == f"Tested on the run's preprocessed scans in {moved / 'cache'}."
     shutil.rmtree(moved / "cache")
     exported = export(moved, tmp_path / "other")
-    assert exported.scans == f"Proved on scans of the run's dataset {moved.parent / 'data'}."
+    assert exported.scans == f"Tested on scans of the run's dataset {moved.parent / 'data'}."
     assert [parity.windows for parity in exported.bundle.manifest.variants[0].parity] == [3] * 4
 
 
@@ -233,7 +233,7 @@ def test_a_run_whose_scans_are_gone_says_where_they_were(moved: Path, tmp_path: 
 
 def test_a_run_of_an_earlier_version_is_exported_from_its_own_cache(moved: Path, tmp_path: Path) -> None:
     (moved / SOURCES_FILE).unlink()
-    assert export(moved, tmp_path / "bundle").scans == f"Proved on the preprocessed scans in {moved / 'cache'}."
+    assert export(moved, tmp_path / "bundle").scans == f"Tested on the preprocessed scans in {moved / 'cache'}."
 
 
 def test_no_path_of_this_machine_leaves_in_a_bundle(tiny_run: TinyRun, tiny_bundle: Bundle) -> None:

@@ -157,7 +157,7 @@ def test_a_driver_that_does_not_answer_leaves_the_bundle_as_it_was(
     machine()
     (tmp_path / "tools" / "nvidia-smi").write_text(script)
     before = contents(bundle.folder)
-    with pytest.raises(MissingToolError, match="nvidia-smi names no GPU"):
+    with pytest.raises(MissingToolError, match="nvidia-smi lists no GPU"):
         add_plan(bundle)
     assert contents(bundle.folder) == before
 
@@ -176,7 +176,7 @@ def test_a_machine_without_a_gpu_is_told_where_plans_are_built(
 ) -> None:
     asked = machine()
     (tmp_path / "tools" / "nvidia-smi").unlink()
-    with pytest.raises(MissingToolError, match=r"names no GPU.*The ONNX bundle is complete without it\."):
+    with pytest.raises(MissingToolError, match=r"lists no GPU.*The ONNX bundle is complete without it\."):
         add_plan(bundle)
     assert not asked.calls
 

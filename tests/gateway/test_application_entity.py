@@ -56,8 +56,8 @@ def test_archive_that_rejects_is_quoted_however_late_we_look(slowly: bool) -> No
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (ABORT, "broke the association off"),
-        (b"", "takes the connection and gives no DICOM answer (is it the port, and does it want TLS)"),
+        (ABORT, "ended the association early"),
+        (b"", "accepts the connection but does not answer in DICOM (check the port, and whether it requires TLS)"),
     ],
 )
 def test_archive_that_aborts_or_hangs_up_has_answered_somehow(answer: bytes, words: str, slowly: bool) -> None:
@@ -80,11 +80,11 @@ def test_archive_that_aborts_or_hangs_up_has_answered_somehow(answer: bytes, wor
 def test_archive_that_accepts_is_associated_if_it_takes_what_is_meant_for_it(slowly: bool) -> None:
     with archive() as to:
         assert asked(to, slowly=slowly) == "associated"
-        assert asked(to, Verification, slowly) == "takes nothing of what is meant for it"
+        assert asked(to, Verification, slowly) == "accepts none of the proposed presentation contexts"
 
 
 def test_nobody_there_does_not_answer() -> None:
     nobody = DimseDestination(host="127.0.0.1", port=free_port(), ae_title="NOBODY")
     assert asked(nobody) == "does not answer"
     secret = nobody.model_copy(update={"tls": Tls()})
-    assert asked(secret) == "does not answer, or not with TLS and a certificate that can be trusted"
+    assert asked(secret) == "does not answer, or not with TLS and a trusted certificate"

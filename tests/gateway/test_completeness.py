@@ -56,7 +56,7 @@ def test_number_that_more_came_than_it_says_is_believed_no_longer(
         watched.comes(announced)
         assert watched.after(0.4) == []
     assert watched.after(59) == []
-    assert watched.after(1) == [f"nothing has come for 60 s, 32 of {announced} announced instances are here"]
+    assert watched.after(1) == [f"nothing has arrived for 60 s, 32 of {announced} announced instances have arrived"]
 
 
 def test_numbers_that_differ_from_instance_to_instance_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_number_is_not_believed_while_its_sender_goes_on(monkeypatch: pytest.Mon
         watched.studies.transfer_started("study", 1)
     assert watched.after(20) == []
     watched.studies.transfer_ended(1)
-    assert watched.after(0) == ["4 of 4 announced instances are here"]
+    assert watched.after(0) == ["4 of 4 announced instances have arrived"]
 
 
 def test_true_number_ends_the_wait_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_true_number_ends_the_wait_early(monkeypatch: pytest.MonkeyPatch) -> Non
     for _ in range(4):
         watched.comes(4)
     assert watched.after(4) == []
-    assert watched.after(1) == ["4 of 4 announced instances are here"]
+    assert watched.after(1) == ["4 of 4 announced instances have arrived"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_sender_that_broke_off_is_waited_for_longer(monkeypatch: pytest.MonkeyPa
     watched.after(9)
     watched.studies.transfer_ended(1, broken_by="SCANNER")
     assert watched.after(49) == []
-    assert watched.after(1) == ["nothing has come for 50 s after SCANNER broke off"]
+    assert watched.after(1) == ["nothing has arrived for 50 s after SCANNER was interrupted"]
 
 
 def test_sender_that_comes_again_after_it_broke_off_is_waited_for_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_sender_that_comes_again_after_it_broke_off_is_waited_for_as_usual(monke
         watched.comes()
         watched.studies.transfer_started("study", token)
         watched.studies.transfer_ended(token, broken_by=broken)
-    assert watched.after(10) == ["nothing has come for 10 s"]
+    assert watched.after(10) == ["nothing has arrived for 10 s"]
 
 
 def test_quiet_time_does_not_run_while_an_archive_is_to_give_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,15 +145,15 @@ def test_study_that_lacks_something_is_segmented_where_that_is_wanted(monkeypatc
     watched = Watched(monkeypatch, Completeness(quiet_seconds=60, incomplete="segment"))
     watched.comes()
     watched.lacking = "One instance was refused."
-    assert watched.after(60) == ["nothing has come for 60 s; One instance was refused."]
+    assert watched.after(60) == ["nothing has arrived for 60 s; One instance was refused."]
 
 
 def test_quiet_completes_nothing_where_only_a_word_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch, Completeness(quiet_seconds=None))
     watched.comes()
     assert watched.after(1e6) == []
-    watched.studies.mark_complete("study", "somebody said so")
-    assert watched.after(0) == ["somebody said so"]
+    watched.studies.mark_complete("study", "it was declared complete")
+    assert watched.after(0) == ["it was declared complete"]
     with pytest.raises(ValidationError):
         Completeness(quiet_seconds=0)
 

@@ -66,7 +66,7 @@ def test_corrected_patient_is_taken_when_an_operator_says_so(
     corrected(tmp_path / "study", PatientID="RIGHT-4711", PatientName="Right^Renate")
     assert send(gateway, tmp_path / "study").returncode == 0
     wait_until(lambda: held(gateway), describe=lambda: gateway.output)
-    assert "two patients: Patient ID and Patient's Name differ. 6 instance(s) came again" in held(gateway)[0]
+    assert "two patients: Patient ID and Patient's Name differ. 6 instance(s) were received again" in held(gateway)[0]
     assert "semiseg gateway conflict" in gateway.command("status")
     told = gateway.command("conflict", uid)
     assert "--keep-old: replaces 0 and deletes 0" in told and "--take-new: replaces 6 and deletes 0" in told
@@ -168,7 +168,7 @@ def test_another_description_is_shown_and_holds_up_nothing(
     assert send(gateway, tmp_path / "study").returncode == 0
     wait_until(lambda: archive.received, describe=lambda: gateway.output)
     (one,) = gateway.status()["study_list"]
-    assert "came again with another content (SeriesDescription)" in one["trouble"]
+    assert "were received again with different content (SeriesDescription)" in one["trouble"]
     assert one["do"] == f"semiseg gateway conflict {one['study']}"
     assert {tuple(line["attributes"]) for line in gateway.audit("conflict")} == {("SeriesDescription",)}
 
@@ -288,7 +288,7 @@ def test_study_is_found_by_what_is_typed(tmp_path: Path) -> None:
             find_study(queue, state, typed)
         assert not typed or typed not in str(caught.value)
     take(instance_store, tmp_path / "alpha", StudyInstanceUID="1.2.3")
-    with pytest.raises(InputError, match="2 studies are meant"):
+    with pytest.raises(InputError, match="2 studies match"):
         find_study(queue, state, "alpha")
     for mark in [*instance_store.studies.glob("*/patient-*"), *instance_store.studies.glob("*/accession-*")]:
         assert "alpha" not in mark.name and "ACC" not in mark.name

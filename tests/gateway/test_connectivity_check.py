@@ -38,7 +38,7 @@ def test_all_is_well_beside_a_real_archive(server: RunningServer, archive: Ortha
     for form in ("seg", "sr", "rtstruct"):
         assert "Implicit VR Little Endian" in told[f"destination archive, {form}"]
     assert told["destination archive, commitment"] == "is offered"
-    assert told["destination web, STOW-RS"] == "is there"
+    assert told["destination web, STOW-RS"] == "is available"
     assert any(what.startswith("disk of") and "GB are free" in said for what, said in told.items())
     assert len(archive.instances("1.2.3")) == 0
 
@@ -56,15 +56,15 @@ def test_what_an_archive_will_not_take_is_told_before_it_is_sent(server: Running
         )
         assert archive.received == []
     assert code == 1
-    assert "takes no Segmentation Storage" in told["destination archive, seg"]
-    assert told["destination archive, sr"] == "is taken as Implicit VR Little Endian"
+    assert "does not accept Segmentation Storage" in told["destination archive, seg"]
+    assert told["destination archive, sr"] == "is accepted as Implicit VR Little Endian"
     assert "`commitment: false`" in told["destination archive, commitment"]
 
 
 def test_archive_without_verification_is_no_trouble(server: RunningServer, tmp_path: Path) -> None:
     with fake_storage_scp(accepted={SegmentationStorage: [ExplicitVRLittleEndian]}) as archive:
         code, told = checked(tmp_path, make_config(tmp_path, server.url, destinations=dimse_destination(archive.port)))
-    assert code == 0 and told["destination archive, seg"] == "is taken as Explicit VR Little Endian"
+    assert code == 0 and told["destination archive, seg"] == "is accepted as Explicit VR Little Endian"
 
 
 @pytest.mark.parametrize("status", [302, 401, 403, 404, 503])
@@ -78,7 +78,7 @@ def test_web_archive_and_server_that_refuse_are_told_with_what_to_do(tmp_path: P
     assert code == 1
     assert f"HTTP {status}" in told[f"server {url}"] and len(told[f"server {url}"]) > 40
     assert f"HTTP {status}" in told[f"destination web ({url})"] or status == 302, told
-    assert told["rule all"] == "no server tells its models"
+    assert told["rule all"] == "no server lists its models"
 
 
 def test_stow_that_an_archive_lacks_is_found(server: RunningServer, tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_disk_keys_models_and_tls_are_looked_at(server: RunningServer, tmp_path:
         config["servers"]["key"] = str(tmp_path / "nowhere")
         _, without_key = checked(tmp_path, config)
     assert code == 1
-    assert "make room" in next(said for what, said in told.items() if what.startswith("disk of"))
+    assert "free disk space" in next(said for what, said in told.items() if what.startswith("disk of"))
     assert "no server has the model liver, only threshold" in told["rule all"]
     assert "makes no TLS connection" in told[f"destination archive (ORTHANC at 127.0.0.1:{archive.port})"]
-    assert "no DICOM answer" in told[f"destination hung (H at 127.0.0.1:{port})"]
+    assert "does not answer in DICOM" in told[f"destination hung (H at 127.0.0.1:{port})"]
     assert any("cannot be read" in said for what, said in without_key.items() if what.startswith("server"))

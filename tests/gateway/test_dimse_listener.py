@@ -199,7 +199,7 @@ def test_message_that_cannot_be_decoded_ends_its_association_and_is_told_without
         while more := peer.recv(4096):
             answer += more
         assert b"\x07\x00\x00\x00\x00\x04" in answer, "an A-ABORT (PS3.8 9.3.8)"
-    wait_until(lambda: "breaks PS3.7" in gateway.output)  # the same of one address is written once in a while
+    wait_until(lambda: "violates PS3.7" in gateway.output)  # the same of one address is written once in a while
     assert "Traceback" not in gateway.output and "Pati" not in gateway.output
     assert associate(gateway, "SCANNER").is_established
 

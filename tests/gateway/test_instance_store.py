@@ -118,7 +118,7 @@ def test_names_are_the_same_after_a_restart_and_others_elsewhere(tmp_path: Path)
     assert one.hash("1.2.3") == again.hash("1.2.3") != other.hash("1.2.3")
     assert (tmp_path / "key").stat().st_mode & 0o077 == 0
     (tmp_path / "key").write_bytes(b"short")
-    with pytest.raises(InputError, match="put its backup back"):
+    with pytest.raises(InputError, match="restore it from a backup"):
         UidHasher(tmp_path / "key")
 
 
@@ -156,7 +156,7 @@ def test_study_is_complete_after_a_quiet_time_or_its_count_or_a_word(monkeypatch
     studies.instance_arriving("counted", 2)
     studies.instance_arriving("said", None)
     assert look() == []
-    studies.mark_complete("said", "somebody said so")
+    studies.mark_complete("said", "it was declared complete")
     assert look() == ["said"]
     counts["counted"] = 2
     assert look() == []  # more may come than is announced

@@ -143,7 +143,7 @@ def test_wrong_series_was_taken(case: Case) -> None:
     show, explain, decide, cancel = SYMPTOMS["The wrong series was taken"]
     case.words |= {"STUDY": case.send("wrong", "knee"), "FOLDER": str(case.folder / "wrong")}
     case.wait_for("decided")
-    assert "- series" in case.run(show) and "Left alone" in case.run(show)
+    assert "- series" in case.run(show) and "Not sent" in case.run(show)
     assert "- rule brain" in case.run(explain)
     case.run(decide)
     wait_until(lambda: case.gateway.audit("decided")[-1].get("again") == 1)
@@ -235,8 +235,8 @@ def test_workitem_does_not_go_on(server: RunningServer, send: Callable[..., Any]
         with running_gateway(config, tmp_path / "gateway") as gateway:
             case = Case(gateway, archive, [0xA700], peer, send, tmp_path)
             elsewhere = manager.create([input_information_item(objects, url="http://elsewhere.invalid")])
-            wait_until(lambda: "is left to others" in case.run(status), describe=lambda: gateway.output)
-            assert "from a place that gateway.yaml does not name" in case.run(status)
+            wait_until(lambda: "is not claimed" in case.run(status), describe=lambda: gateway.output)
+            assert "from an archive that gateway.yaml does not list" in case.run(status)
             manager.set_state(elsewhere, "CANCELED")
             for command in (cancel, purge):
                 uid = manager.create([input_information_item(objects, url=peer.url)])

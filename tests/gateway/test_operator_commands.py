@@ -41,7 +41,7 @@ def test_job_is_looked_at_and_cancelled_and_tried_once_more(
     wait_until(lambda: stuck.audit("failed"), describe=lambda: stuck.output)
     job, study = stuck.audit("failed")[0]["job"], stuck.audit("failed")[0]["study"]
     assert "does not answer" in stuck.command("show", job)
-    assert "1 held up by others:" in stuck.command("status")
+    assert "1 job(s) to be retried:" in stuck.command("status")
     told = json.loads(stuck.command("status", "--json"))
     assert [one["id"] for one in told["held_up"]] == [job] and told["dead_letters"] == []
     page = httpx.get(stuck.web, trust_env=False).text
@@ -111,7 +111,7 @@ def test_backup_of_a_gateway_that_runs_is_gone_on_with_elsewhere(
     assert stat.S_IMODE(copy.stat().st_mode) == 0o700
     assert not [path for path in copy.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
     refused = stuck.try_command("backup", str(copy))
-    assert refused.returncode == 2 and "exists; name a folder that does not" in refused.stderr
+    assert refused.returncode == 2 and "exists; name a new folder" in refused.stderr
     stuck.kill()
     config = make_config(tmp_path, server.url, destinations=dimse_destination(archive.dicom_port), state=str(copy))
     with running_gateway(config, tmp_path / "standby") as standby:

@@ -46,7 +46,7 @@ def test_new_study_of_an_archive_is_fetched_and_comes_back_once(
         assert len(gateway.audit("segmented")) == len(gateway.audit("delivered")) == 1
         assert len(archive.instances(new, "SEG")) == 1
         assert archive.instances(old, "SEG") == []
-        assert gateway.audit("complete")[0]["why"] == "all 6 instances that PACS has were fetched"
+        assert gateway.audit("complete")[0]["why"] == "all 6 instances at PACS were fetched"
 
 
 def test_archive_that_does_not_answer_is_asked_again(server: RunningServer, tmp_path: Path) -> None:
@@ -57,7 +57,5 @@ def test_archive_that_does_not_answer_is_asked_again(server: RunningServer, tmp_
         destinations={"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}},
     )
     with running_gateway(config, tmp_path / "gateway") as gateway:
-        wait_until(
-            lambda: gateway.output.count("could not be asked: ConnectionError") > 2, describe=lambda: gateway.output
-        )
+        wait_until(lambda: gateway.output.count("failed: ConnectionError") > 2, describe=lambda: gateway.output)
         assert gateway.status()["trouble"] == ""

@@ -65,7 +65,7 @@ def test_result_that_the_archive_lost_is_delivered_again(delivered: RunningGatew
         shutil.rmtree(delivered.state / "results")
         with pytest.raises(InputError, match="have the series segmented again"):
             redeliver(queue, delivered.state, job)
-        with pytest.raises(InputError, match="no job of a delivery"):
+        with pytest.raises(InputError, match="not a delivery job"):
             redeliver(queue, delivered.state, delivered.audit("segmented")[0]["job"])
 
 
@@ -149,11 +149,11 @@ def test_nothing_is_begun_again_while_it_is_done(tmp_path: Path) -> None:
     for file in ("studies/s/a", "results/r/f"):
         (tmp_path / file).touch()
     segment = queue.put("segment", {"study": "s", "files": ["a"], "series": "x"}, owner="s")
-    with pytest.raises(InputError, match="waits already"):
+    with pytest.raises(InputError, match="is waiting already"):
         resegment(queue, tmp_path, segment.id)
     held = queue.lease("segment", 60)
     assert held is not None
-    with pytest.raises(InputError, match="is being worked on"):
+    with pytest.raises(InputError, match="is running"):
         resegment(queue, tmp_path, segment.id)
     with pytest.raises(InputError, match="is being segmented"):
         reapply_rules(queue, tmp_path, "s")
@@ -163,7 +163,7 @@ def test_nothing_is_begun_again_while_it_is_done(tmp_path: Path) -> None:
     assert sending is not None and sending.id == one.id
     with pytest.raises(InputError, match="is being delivered"):
         resegment(queue, tmp_path, segment.id)
-    with pytest.raises(InputError, match="is being worked on"):
+    with pytest.raises(InputError, match="is running"):
         redeliver(queue, tmp_path, one.id)
     queue.end(sending, "done", {})
     assert resegment(queue, tmp_path, segment.id).payload["again"] == 1
@@ -190,7 +190,7 @@ def test_newest_of_each_series_is_done_again_and_the_rest_is_said(tmp_path: Path
         if number < 2:
             queue.end(queue.lease("deliver", 60), "done", {})
     put, left = reprocess(queue, tmp_path, "1.2.3", "deliver")
-    assert [job.id for job in put] == [sent[1].id] and "waits already" in left[0]
+    assert [job.id for job in put] == [sent[1].id] and "is waiting already" in left[0]
     put, _ = reprocess(queue, tmp_path, "1.2.3.1")
     assert [job.id for job in put] == [orders[1].id], "a series, by its UID, is segmented"
     put, _ = reprocess(queue, tmp_path, "1.2.3")

@@ -71,7 +71,7 @@ WORDS = {
     "HTTP 206": "part of the study (HTTP 206)",
     "fewer than counted": f"3 of {SLICES} instances",
     "one twice, one not": f"5 of {SLICES} instances",
-    "no closing boundary": "before the closing boundary",
+    "no closing boundary": "the closing boundary is missing",
     "an instance that does not parse": "is not a DICOM file",
     "an instance of another study": "an instance of another study",
     "redirected to another host": "HTTP 302 to http://127.0.0.2:9, which is not followed",
@@ -156,7 +156,7 @@ def test_archive_that_answers_no_queries_below_studies_is_held_to_its_count(tmp_
             wait_until(lambda: gateway.audit("complete"), describe=lambda: gateway.output[-3000:])
             assert len(gateway.audit("complete")) == 1
             told = " ".join(one["why"] for one in gateway.status()["studies_in_trouble"])
-            assert "3 of 6 instances" in told and "does not say by QIDO-RS how many" in told
+            assert "3 of 6 instances" in told and "does not report by QIDO-RS how many" in told
 
 
 def test_archive_that_gives_few_rows_at_a_time_and_does_not_filter_gives_all_studies(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_study_that_comes_by_itself_waits_while_an_archive_is_to_give_the_rest(
             wait_until(lambda: len(gateway.audit("failed")) > tries + 10, describe=lambda: gateway.output)
             assert gateway.audit("complete") == [] == gateway.audit("decided")
             (trouble,) = gateway.status()["studies_in_trouble"]
-            assert "could not be fetched" in trouble["why"] and "HTTP 500" in trouble["why"]
+            assert "Fetching it failed" in trouble["why"] and "HTTP 500" in trouble["why"]
             assert "is taken as it is" in gateway.command("complete", trouble["study"])
             wait_until(lambda: gateway.audit("decided"), describe=lambda: gateway.output)
             assert gateway.audit("decided")[0]["instances"] == 3

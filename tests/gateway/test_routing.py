@@ -76,7 +76,7 @@ def test_a_series_that_is_in_two_studies_is_sent_by_no_rule(study: Path, tmp_pat
     decisions = apply_rules(objects, [], config.rules, lambda series: series == torn)
     (sent,) = route_series(decisions, config)
     assert len(sent.files) == sum(one.series != torn for one in objects) > 0
-    assert any("its Series Instance UID is in another study" in one.reason for one in decisions if not one.fits)
+    assert any("its Series Instance UID is also in another study" in one.reason for one in decisions if not one.fits)
 
 
 def test_each_destination_gets_the_forms_that_it_takes(study: Path, tmp_path: Path) -> None:
@@ -95,14 +95,14 @@ def test_each_destination_gets_the_forms_that_it_takes(study: Path, tmp_path: Pa
         ({"rules": []}, "rules"),
         ({"rules": [{"name": "a", "to": ["nowhere"]}]}, "there is no destination nowhere, only pacs, viewer"),
         ({"rules": [{"name": "a", "to": ["pacs"]}] * 2}, "two rules are called a"),
-        ({"rules": [{"name": "a", "to": ["pacs"], "forms": ["rtstruct"]}]}, "takes none of its forms"),
+        ({"rules": [{"name": "a", "to": ["pacs"], "forms": ["rtstruct"]}]}, "accepts none of its `forms`"),
         ({"rules": [{"name": "a", "to": ["pacs"], "modalty": "CT"}]}, "rules.0.modalty"),
-        ({"dimse": {"port": 1}}, "name the `senders` that may send"),
-        ({"dimse": {"anybody": True, "tls": {}}}, "a door needs a certificate"),
-        ({"dimse": None, "web": None}, "there is no door"),
+        ({"dimse": {"port": 1}}, "list the permitted `senders`"),
+        ({"dimse": {"anybody": True, "tls": {}}}, "a listener needs a certificate"),
+        ({"dimse": None, "web": None}, "there is no source of studies"),
         ({"dimse": {"senders": [{"ae_title": "A" * 17}]}}, "1 to 16 characters"),
-        ({"dimse": {"senders": [{"ae_title": "A", "addresses": ["ten"]}]}}, "ten is no IP address"),
-        ({"destinations": {"pacs": {}}}, "say `dimse` or `web`"),
+        ({"dimse": {"senders": [{"ae_title": "A", "addresses": ["ten"]}]}}, "ten is neither an IP address"),
+        ({"destinations": {"pacs": {}}}, "give either `dimse` or `web`"),
         ({"servers": {"urls": ["server"]}}, "write it like http://server:3000"),
     ],
 )
@@ -142,8 +142,8 @@ def test_explain_says_what_would_happen_and_sends_nothing(study: Path, tmp_path:
     gateway = RunningGateway.__new__(RunningGateway)
     gateway.file = file
     told = gateway.command("explain", str(study), "--from", "MR1")
-    assert "+ rule axial: It fits: it is sent, and seg to pacs and viewer." in told
-    assert "- rule CT: Left alone: its modality is MR and not CT." in told
+    assert "+ rule axial: It matches: it is sent, and its results (seg) to pacs and viewer." in told
+    assert "- rule CT: Not sent: its modality is MR and not CT." in told
     assert "=> 6 files by rule axial: seg to pacs; seg to viewer" in told
     assert "1 file(s) left out" in told
     assert not (tmp_path / "state").exists()

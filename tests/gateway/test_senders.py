@@ -127,7 +127,7 @@ def test_study_that_is_held_is_deleted_after_its_time(tmp_path: Path) -> None:
                 association.send_c_store(one)
         wait_until(lambda: in_trouble(gateway), describe=lambda: gateway.output[-3000:])
         wait_until(lambda: gateway.audit("purged"), describe=lambda: gateway.output[-3000:])
-        assert "The study is not whole" in gateway.audit("purged")[0]["why"]
+        assert "The study is incomplete" in gateway.audit("purged")[0]["why"]
         assert list((gateway.state / "studies").iterdir()) == []
         wait_until(lambda: not in_trouble(gateway), describe=lambda: gateway.output[-3000:])
 
@@ -192,7 +192,7 @@ def test_instance_in_whose_middle_the_connection_broke_off_is_missed(tmp_path: P
             association.dul.socket.send = send
             association.send_c_store(objects[0])
         wait_until(lambda: in_trouble(gateway), 60, describe=lambda: gateway.output[-3000:])
-        assert "SCANNER broke off in the middle of an instance" in in_trouble(gateway)[0]["why"]
+        assert "The transfer of an instance from SCANNER was interrupted" in in_trouble(gateway)[0]["why"]
         assert gateway.audit("complete") == []
         assert list((gateway.state / "incoming").iterdir()) == []
 
@@ -351,13 +351,13 @@ def test_log_names_event_and_peer_and_nothing_of_a_patient(tmp_path: Path) -> No
             body = b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + broken + b"\r\n--cut--\r\n"
             httpx.post(f"{gateway.web}/dicom-web/studies", content=body, headers=headers, trust_env=False)
         wait_until(
-            lambda: "0xC000 by STOW-RS" in gateway.output and "are left out" in gateway.output,
+            lambda: "0xC000 by STOW-RS" in gateway.output and "is left out" in gateway.output,
             describe=lambda: gateway.output,
         )
         gateway.stop()
         logs = gateway.output + (gateway.state / "audit.jsonl").read_text()
         assert "SECRETNAME" not in logs
-        hidden = [line for line in gateway.output.splitlines() if "are left out" in line]
+        hidden = [line for line in gateway.output.splitlines() if "is left out" in line]
         assert hidden and all('"peer": "127.0.0.1"' in line and ".py:" in line for line in hidden), hidden
 
 

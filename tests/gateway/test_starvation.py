@@ -62,7 +62,7 @@ def test_healthy_archive_gets_everything_beside_those_that_hang_are_slow_or_nowh
             wait_until(lambda: len(good.received) == 12, 12, describe=lambda: gateway.output)
             troubles = {one["name"]: one["trouble"] for one in gateway.status()["destinations"]}
             assert troubles["good"] == troubles["slow"] == ""
-            assert "does not answer" in troubles["down"] and "nobody knows its name" in troubles["nowhere"]
+            assert "does not answer" in troubles["down"] and "cannot be resolved" in troubles["nowhere"]
             assert len(gateway.audit("failed")) < 30, "an archive that is down is not knocked at for each result"
 
 

@@ -68,12 +68,12 @@ def test_all_is_well_until_something_needs_an_operator(
             wait_until(lambda: problems(gateway), describe=lambda: gateway.output)
             (problem,) = problems(gateway)
             study = gateway.audit("decided")[-1]["study"]
-            assert problem["what"] == f"Study {study}: No rule fits any of its series."
+            assert problem["what"] == f"Study {study}: No rule matches any of its series."
             assert problem["what"] in page_of(gateway) and "One thing needs an operator" in page_of(gateway)
             assert problem["do"] == f"semiseg gateway show {study}"
             assert "knee of Jane" in gateway.command("show", study), "why, in full"
             for told in (page_of(gateway), gateway.command("status"), json.dumps(gateway.status())):
-                assert "Jane" not in told and "rule brain: Left alone: " in told
+                assert "Jane" not in told and "rule brain: Not sent: " in told
 
             assert not associate(gateway, "STRANGER").is_established
             wait_until(lambda: len(problems(gateway)) == 2, describe=lambda: gateway.output)
@@ -108,7 +108,7 @@ def test_servers_destinations_and_archives_in_trouble_are_listed(send: Callable[
         assert send(gateway, tmp_path / "study").returncode == 0
         wait_until(lambda: len(problems(gateway)) > 1, describe=lambda: gateway.output)
         told = {one["what"].split(":")[0] for one in problems(gateway)}
-        assert told == {"Server http", "Archive that is polled http"}
+        assert told == {"Server http", "Polled archive http"}
         assert all(one["do"] == "semiseg gateway check" for one in problems(gateway))
         for one in problems(gateway):
             assert one["what"].split(";")[0] in page_of(gateway)
@@ -119,11 +119,11 @@ def test_status_of_a_gateway_that_does_not_run_says_so(send: Callable[..., Any],
     write_study(tmp_path / "study", "stopped")
     with running_gateway(make_offline_config(tmp_path), tmp_path / "gateway") as gateway:
         assert send(gateway, tmp_path / "study").returncode == 0
-        wait_until(lambda: "does not run" not in gateway.command("status"))
+        wait_until(lambda: "is not running" not in gateway.command("status"))
         (study,) = (gateway.state / "studies").iterdir()
     (study / "lacks-x").write_text("An instance was refused.")
     told = gateway.command("status")
-    assert "The gateway does not run, or hangs." in told and "An instance was refused." in told
+    assert "The gateway is not running, or hangs." in told and "An instance was refused." in told
 
 
 class Flapping(dict[str, Any]):
@@ -149,7 +149,7 @@ def test_study_whose_count_never_settles_is_shown_and_fetched_on_demand(tmp_path
         )
         with running_gateway(config, tmp_path / "gateway") as gateway:
             wait_until(lambda: problems(gateway), describe=lambda: gateway.output)
-            assert "its number of instances at PACS goes on changing" in problems(gateway)[0]["what"]
+            assert "its number of instances at PACS keeps changing" in problems(gateway)[0]["what"]
             assert gateway.audit("fetched") == []
             gateway.command("again", uid, "--fetch")
             wait_until(lambda: gateway.audit("fetched"), describe=lambda: gateway.output)
@@ -181,7 +181,7 @@ def test_purged_study_is_fetched_again_unless_it_is_purged_for_good(tmp_path: Pa
             gateway.command("again", uid, "--fetch")
             wait_until(lambda: len(gateway.audit("fetched")) == 3, describe=lambda: gateway.output)
             refused = gateway.try_command("again", "1.2.3", "--fetch", "--from", "NOBODY")
-            assert refused.returncode == 2 and "which archive gives it: PACS" in refused.stderr
+            assert refused.returncode == 2 and "Choose the archive with --from: PACS" in refused.stderr
 
 
 class Seen(HTMLParser):

@@ -140,7 +140,7 @@ def test_study_goes_out_over_tls_to_an_archive_that_commits_itself(
             assert storescu(program, gateway.dicom_port, tmp_path / "study").returncode == 0
             wait_until(lambda: gateway.audit("delivered"), describe=lambda: gateway.output)
             told = gateway.command("check")
-            assert "destination archive, seg: is taken as" in told and "commitment: is offered" in told
+            assert "destination archive, seg: is accepted as" in told and "commitment: is offered" in told
             parts["destinations"]["archive"]["dimse"] = archive | {
                 "tls": tls | {"authority": str(certificates["nobody"])}
             }

@@ -112,7 +112,7 @@ def test_manager_that_is_not_well_is_waited_for_and_harms_nobody(
         with running_gateway(config, tmp_path / "gateway") as gateway:
             wait_until_ended(well, uid, "COMPLETED", gateway)
             wait_until(lambda: gateway.status()["worklists"][1]["trouble"], describe=lambda: gateway.output)
-            words = "did not answer in time" if answer is never_respond else "no DICOM JSON"
+            words = "did not answer in time" if answer is never_respond else "not DICOM JSON"
             assert words in gateway.status()["worklists"][1]["trouble"]
             assert words in httpx.get(gateway.web, trust_env=False).text
             assert words in gateway.try_command("check").stdout
@@ -191,7 +191,7 @@ def test_workitem_that_has_ended_is_not_begun_again(archive: Orthanc, server: Ru
             wait_until_ended(manager, uid, "CANCELED", gateway)
             (job,) = gateway.status()["dead_letters"]
             refused = gateway.try_command("retry", job["id"])
-            assert refused.returncode == 2 and "have the manager schedule it anew" in refused.stderr
+            assert refused.returncode == 2 and "have the manager schedule it" in refused.stderr
             assert "left as it is" in gateway.command("retry", "--all")
             assert [one["id"] for one in gateway.status()["dead_letters"]] == [job["id"]]
 

@@ -209,8 +209,8 @@ def test_only_workitems_for_us_that_can_be_performed_are_claimed(
             wait_until_ended(manager, mine, "COMPLETED", gateway)
             wait_until(lambda: gateway.status()["worklists"][0]["passed_over"])
             (passed,) = gateway.status()["worklists"][0]["passed_over"]
-            assert "gateway.yaml does not name" in passed["why"] and elsewhere not in str(passed)
-            assert "gateway.yaml does not name" in httpx.get(gateway.web, trust_env=False).text
+            assert "gateway.yaml does not list" in passed["why"] and elsewhere not in str(passed)
+            assert "gateway.yaml does not list" in httpx.get(gateway.web, trust_env=False).text
             found = gateway.try_command("check")
             assert "worklist WORKLIST" in found.stdout and "answers; " in found.stdout, found.stdout
         assert all(manager.state(uid) == "SCHEDULED" for uid in (*left, elsewhere))
@@ -319,11 +319,11 @@ def test_configuration_of_a_worklist_that_cannot_work_is_refused_with_a_sentence
     good = worklist_config(UpsManager(), "http://archive/dicom-web") | {"url": "http://manager/ups"}
     rules = {"rules": [{"name": "all MR", "modality": "MR", "to": ["archive"]}]}
     for change, words in (
-        ({"inputs": []}, "name the archives of its inputs in `inputs`"),
+        ({"inputs": []}, "list the archives of its inputs in `inputs`"),
         ({"steps": [STEP | {"to": ["nowhere"]}]}, "there is no destination nowhere, only archive"),
         ({"steps": [{"label": "a", "rule": "none"}]}, "there is no rule none, only all MR"),
-        ({"steps": [{"label": "a", "rule": "all MR", "to": ["archive"]}]}, "one of the two"),
-        ({"steps": [{"to": ["archive"]}]}, "name the `label` or the `code`"),
+        ({"steps": [{"label": "a", "rule": "all MR", "to": ["archive"]}]}, "give either a `rule`"),
+        ({"steps": [{"to": ["archive"]}]}, "give the `label` or the `code`"),
         ({"url": "http://user@manager/ups"}, "without a user"),
     ):
         (tmp_path / "gateway.yaml").write_text(

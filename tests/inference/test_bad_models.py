@@ -69,7 +69,7 @@ def changed(bundle: Bundle, folder: Path, **changes: object) -> Bundle:
 def test_a_manifest_that_lies_about_its_segments_is_refused_when_it_is_opened(tmp_path: Path) -> None:
     bundle = make_threshold_bundle(tmp_path / "true")
     fewer = changed(bundle, tmp_path / "lie", segments=bundle.manifest.segments[:1])
-    with pytest.raises(InputError, match=r"^The network returned shape \(1, 3, .*the manifest promises \(1, 2, "):
+    with pytest.raises(InputError, match=r"^The network returned shape \(1, 3, .*the manifest specifies \(1, 2, "):
         open_model(fewer.folder, threads=1)
 
 

@@ -75,7 +75,7 @@ def test_a_graph_that_was_not_proved_on_an_engine_does_not_run_on_it(
     found = choose_engine(bundle_with(tmp_path, "int8", engines=("onnxruntime",)), threads=1)
     assert (found.selected.precision, found.selected.engine) == ("fp32", "openvino")
     (int8,) = [one for one in found.candidates if one.precision == "int8"]
-    assert int8.reason == "the export did not prove it on this engine"
+    assert int8.reason == "the export did not verify it on this engine"
 
 
 def test_a_machine_without_openvino_has_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_a_precision_can_be_insisted_on(tmp_path: Path, monkeypatch: pytest.Monk
     bundle = bundle_with(tmp_path, "int8")
     assert choose_engine(bundle, threads=1, precision="fp32").selected.precision == "fp32"
     assert choose_engine(bundle, threads=1, precision="int8").selected.precision == "int8"
-    with pytest.raises(InputError, match=r"^The bundle holds fp32, int8 and cannot run in bf16 here\.$"):
+    with pytest.raises(InputError, match=r"^The bundle has fp32, int8 and cannot run in bf16 here\.$"):
         choose_engine(bundle, precision="bf16")
     machine(monkeypatch)
     with pytest.raises(InputError, match=r"cannot run in int8 here \(openvino: this processor has no 8-bit"):

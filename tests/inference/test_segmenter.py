@@ -275,7 +275,7 @@ def test_channels_are_put_in_the_networks_order(tmp_path: Path) -> None:
 
 def test_warming_up_refuses_a_network_of_another_shape(softmax: Manifest) -> None:
     Segmenter(softmax, NumpyEngine(position_dependent_network(3)), SlidingWindowOptions(batch=2)).warm_up()
-    with pytest.raises(InputError, match=r"returned shape \(2, 4, 5, 4, 6\); the manifest promises \(2, 3, 5, 4, 6\)"):
+    with pytest.raises(InputError, match=r"returned shape \(2, 4, 5, 4, 6\); the manifest specifies \(2, 3, 5, 4, 6\)"):
         Segmenter(softmax, NumpyEngine(position_dependent_network(4)), SlidingWindowOptions(batch=2)).warm_up()
 
 

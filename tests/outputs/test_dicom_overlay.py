@@ -92,7 +92,7 @@ def test_the_pictures_are_valid_and_made_again_alike(
 def test_another_grid_is_refused(case: tuple[DicomSeries, Segmentation]) -> None:
     moved = case[1].affine.copy()
     moved[0, 3] += 1
-    with pytest.raises(VolumeError, match="lies on another one"):
+    with pytest.raises(VolumeError, match="is on another grid"):
         next(
             segmentation_to_overlays(Segmentation(case[1].segments, case[1].array, moved), case[0], algorithm=ALGORITHM)
         )

@@ -61,7 +61,7 @@ def test_every_structure_comes_back_voxel_for_voxel(case: tuple[DicomSeries, Seg
     read = RtstructReader(tmp_path / "rt.dcm", series.volume, series.frame_of_reference)
     for k, segment in enumerate(segmentation.segments[:-1]):
         np.testing.assert_array_equal(read.mask(segment.name), segmentation.mask(k), segment.name)
-        assert all("has no contour on" in remark for remark in read.remarks(segment.name)), "no matter of convention"
+        assert all("has no contour on" in remark for remark in read.notes(segment.name)), "no matter of convention"
     assert [r.ROIName for r in struct.StructureSetROISequence] == [s.name for s in segmentation.segments]
     assert "ContourSequence" not in struct.ROIContourSequence[-1]
 
@@ -127,7 +127,7 @@ def test_contours_of_a_tilted_series_lie_on_its_own_slices(semiseg_data: Path, t
 def test_another_grid_is_refused(case: tuple[DicomSeries, Segmentation]) -> None:
     moved = case[1].affine.copy()
     moved[0, 3] += 1
-    with pytest.raises(VolumeError, match="lies on another one"):
+    with pytest.raises(VolumeError, match="is on another grid"):
         segmentation_to_rtstruct(Segmentation(case[1].segments, case[1].array, moved), case[0], algorithm=ALGORITHM)
 
 

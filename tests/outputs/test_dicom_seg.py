@@ -192,7 +192,7 @@ def test_another_grid_and_a_source_without_identity_are_refused(case: tuple[Dico
     shifted = segmentation.affine.copy()
     shifted[0, 3] += 1
     for wrong in (replace(segmentation, affine=shifted), replace(segmentation, array=segmentation.array[:-1])):
-        with pytest.raises(VolumeError, match="lies on its series' own grid"):
+        with pytest.raises(VolumeError, match="must be on the grid of its series"):
             segmentation_to_seg(wrong, series, algorithm=ALGORITHM)
     slices = copy.deepcopy(series.slices)
     for instance in (one.header for one in slices):
@@ -338,12 +338,12 @@ def test_a_fractional_seg_holds_the_probabilities(
 
 
 def test_a_fractional_seg_needs_probabilities(case: tuple[DicomSeries, Segmentation]) -> None:
-    with pytest.raises(VolumeError, match="made without probabilities"):
+    with pytest.raises(VolumeError, match="has no probabilities"):
         segmentation_to_seg(case[1], case[0], algorithm=ALGORITHM, segmentation_type="fractional")
 
 
 def test_regions_are_no_label_map(case: tuple[DicomSeries, Segmentation]) -> None:
-    with pytest.raises(VolumeError, match="Regions that may overlap are no label map"):
+    with pytest.raises(VolumeError, match="Overlapping regions cannot be a label map"):
         segmentation_to_seg(overlapping(case[1]), case[0], algorithm=ALGORITHM, segmentation_type="labelmap")
 
 

@@ -219,7 +219,7 @@ def test_a_segmentation_of_an_older_slicer_has_a_component_for_each_segment(tmp_
         ("Segment0_ID:=a\nSegment0_LabelValue:=one\n", "a whole number is needed"),
         (
             "Segment0_ID:=a\nSegmentation_MasterRepresentation:=Fractional labelmap\n",
-            "'Fractional labelmap' is not read",
+            "'Fractional labelmap' is not supported",
         ),
         ("Segment0_ID:= \n", "has no name"),
     ],

@@ -85,7 +85,7 @@ def test_a_row_for_the_image_and_each_mask_and_a_column_for_each_slice(tmp_path:
 def test_a_mask_on_another_grid_is_not_drawn(tmp_path: Path) -> None:
     image, segmentation = blocks()
     elsewhere = Volume(image.array, image.affine + np.pad([[5.0]], ((0, 3), (3, 0))))
-    with pytest.raises(VolumeError, match="The prediction lies on another grid"):
+    with pytest.raises(VolumeError, match="The prediction is on another grid"):
         contact_sheet(tmp_path / "s.png", elsewhere, [("prediction", segmentation)], (RED,), "")
     assert list(tmp_path.iterdir()) == []
 

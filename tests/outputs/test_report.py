@@ -49,7 +49,7 @@ def test_remarks_of_scan_and_segmenter_are_told_and_private_codes_of_dicom(scans
     plain = (Segment(name="liver", label=1), SEGMENTS[1])
     told = report(scans["dicom"], plain, noticed).remarks
     assert [r.code for r in told] == ["unfamiliar_spacing", "uncoded_segments"]
-    assert "No code of a standard terminology is known for liver; DICOM answers" in told[1].text
+    assert "No code of a standard terminology is known for liver; DICOM results" in told[1].text
     assert [r.code for r in report(scans["nifti"], plain).remarks] == []
 
 

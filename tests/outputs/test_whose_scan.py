@@ -155,7 +155,7 @@ def test_text_that_cannot_be_decoded_is_told_without_quoting_it(
             dataset.SpecificCharacterSet = charset
         dataset.save_as(path)
         path.write_bytes(path.read_bytes().replace(b"X" * len(name), name))
-    remarks = read_series(files).remarks
+    remarks = read_series(files).warnings
     assert [remark.code for remark in remarks] == ["undecodable_text"]
     assert "PatientName cannot be decoded" in remarks[0].text and "ller" not in remarks[0].text
     with pytest.raises(VolumeError, match="PatientName cannot be decoded"):

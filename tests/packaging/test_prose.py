@@ -33,11 +33,11 @@ def test_half_a_sentence_is_a_fault(text: str, fault: str) -> None:
 
 
 def test_every_section_is_read_with_lines_that_go_on() -> None:
-    entries = "Args:\n    scan: The scan,\n        in RAS+.\n    side: of it.\n\nReturns:\n    which part."
+    entries = "Args:\n    scan: The scan,\n        in RAS+: right first.\n    side: of it.\n\nReturns:\n    which part."
     docstring = f"Cut a scan.\n\n{entries}\n\nRaises:\n    ValueError: too small.\n"
     found = [(one.line, one.name, one.text) for one in descriptions_of(docstring, 10)]
     assert found == [
-        (13, "scan", "The scan, in RAS+."),
+        (13, "scan", "The scan, in RAS+: right first."),
         (15, "side", "of it."),
         (18, "", "which part."),
         (21, "ValueError", "too small."),

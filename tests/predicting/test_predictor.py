@@ -98,7 +98,7 @@ def test_a_mask_repeats_the_header_of_the_nifti_file_among_other_files(
 @pytest.mark.parametrize(
     ("name", "form", "sentence"),
     [
-        ("mask.png", None, "name the answer .nii.gz"),
+        ("mask.png", None, "name the result .nii.gz"),
         ("mask.nii.gz", "seg", "is named .dcm"),
         ("mask.dcm", None, "needs the DICOM series"),
         ("mask.dcm", "seg-fractional", "call predict with probabilities=True"),

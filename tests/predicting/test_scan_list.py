@@ -124,7 +124,7 @@ def test_line_that_was_cut_off_is_taken_away_and_one_of_somebody_else_refused(tm
     ResultLog(tmp_path / "out").add({"scan": "c", "state": "failed"})
     assert [json.loads(line)["scan"] for line in file.read_text().splitlines()] == ["a", "c"]
     file.write_text("nonsense\n")
-    with pytest.raises(InputError, match="line 1: no result of semiseg"):
+    with pytest.raises(InputError, match="line 1: this is not a result of semiseg"):
         ResultLog(tmp_path / "out")
 
 

@@ -116,7 +116,7 @@ def test_a_header_alone_is_refused_and_says_what_is_missing(
     server: RunningServer, scans: dict[str, list[Path]]
 ) -> None:
     answer = server.segment(scans["mhd"][0])
-    assert answer.status_code == 422 and "the data file that the header names is not there" in answer.text
+    assert answer.status_code == 422 and "the data file that the header names does not exist" in answer.text
     answer = server.segment(scans["pair"][0])
     assert answer.status_code == 415 and "one half of a .hdr/.img pair" in answer.text
     answer = server.segment(scans["pair"][1])
@@ -139,7 +139,7 @@ def test_a_remark_on_a_header_reaches_the_person_in_every_way(
 ) -> None:
     """VOL-09."""
     path = make_nrrd(tmp_path / "a.nrrd", CONTRADICTORY, data())
-    sentence = "The header says nothing about left and right"
+    sentence = "The header does not define left and right"
     assert any(text.startswith(sentence) for text in model.predict(path).warnings)
     with pytest.raises(VolumeError, match=rf"a\.nrrd: {sentence}"):
         model.predict(path, strict=True)
@@ -156,7 +156,7 @@ def test_a_remark_on_a_header_reaches_the_person_in_every_way(
     assert end.value.code == 2 and sentence in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["inspect", str(path)])
-    assert f"Read with a remark: {sentence}" in capsys.readouterr().out
+    assert f"Read with a warning: {sentence}" in capsys.readouterr().out
 
 
 def test_overlapping_regions_are_saved_for_slicer(tmp_path: Path, scans: dict[str, list[Path]]) -> None:

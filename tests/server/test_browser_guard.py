@@ -124,7 +124,7 @@ def test_names_that_are_none_are_refused_at_the_start(name):
     if name == "*":
         assert BrowserGuard(hosts=[name]).check({"headers": [(b"host", b"x.example")], "method": "GET"}) is None
     else:
-        with pytest.raises(InputError, match="no name of a server"):
+        with pytest.raises(InputError, match="not a host name"):
             BrowserGuard(hosts=[name])
 
 

@@ -83,7 +83,7 @@ def test_a_study_is_told_apart_by_uids(server, series):
     answer = sent(server, parts, series=",".join(f"{k}={v}" for k, v in uids.items()), answer="json")
     assert answer.status_code == 200, answer.text
     assert {v["description"]: (v["channel"], v["reason"]) for v in answer.json()["selection"]} == {
-        name: (name, "It was asked for by its UID.") for name in series
+        name: (name, "It was requested by its UID.") for name in series
     }
 
 
@@ -91,7 +91,7 @@ def test_a_missing_channel_is_refused_by_name(server, series):
     alone = sent(server, [("channel:T1", nifti(scan_array(SHAPE)))])
     assert (alone.status_code, "missing: FLAIR" in alone.json()["error"]) == (422, True)
     study = sent(server, [("scan", file.read_bytes()) for file in series["T1"]])
-    assert (study.status_code, "T1, FLAIR, each from a series" in study.json()["error"]) == (422, True)
+    assert (study.status_code, "T1, FLAIR, each from a separate series" in study.json()["error"]) == (422, True)
     unknown = sent(server, [("channel:T1", nifti(scan_array(SHAPE))), ("channel:PD", nifti(scan_array(SHAPE)))])
     assert "missing: FLAIR; unknown: PD" in unknown.json()["error"]
     both = sent(server, [("scan", nifti(scan_array(SHAPE))), ("channel:T1", nifti(scan_array(SHAPE)))])

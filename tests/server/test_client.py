@@ -101,7 +101,7 @@ def test_predict_shows_the_server_a_key_and_leaves_nothing_there(bundle, scan, t
         assert done.returncode == 0, done.stderr
         with Client(server.url, key=WARD) as client:
             answer = client.ask(scan, "nifti", model="threshold")
-            with pytest.raises(InputError, match="here are threshold"):
+            with pytest.raises(InputError, match="it has threshold"):
                 client.ask(scan, model="another")
         assert (tmp_path / "a.nii.gz").read_bytes() == answer.body
         assert not list((state / "results").iterdir()) and not list((state / "uploads").iterdir())

@@ -50,11 +50,11 @@ def test_step_that_fails_changes_nothing(file: Path) -> None:
 
 
 def test_version_from_which_no_steps_lead_here_is_refused(file: Path) -> None:
-    with pytest.raises(InputError, match="version 1, which this semiseg cannot bring to 3"):
+    with pytest.raises(InputError, match="version 1, which this semiseg cannot migrate to 3"):
         Database(file, THIRD, 3, {2: STEPS[2]})
     assert rows(file, 1, {}) == [("old",)]
     assert rows(file, 3) == [("old", 3)]
-    with pytest.raises(InputError, match="version 3, and this semiseg knows versions to 1"):
+    with pytest.raises(InputError, match="version 3, but this semiseg reads versions up to 1"):
         Database(file, FIRST, 1, {})
 
 

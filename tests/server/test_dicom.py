@@ -88,7 +88,7 @@ def test_structures_are_answered_when_asked_for(server, series):
     struct = pydicom.dcmread(io.BytesIO(answer.content))
     assert [roi.ROIName for roi in struct.StructureSetROISequence] == ["low", "high"]
     refused = server.segment(nib.Nifti1Image(scan_array(SHAPE), AFFINE).to_bytes(), fields={"answer": "rtstruct"})
-    assert (refused.status_code, "DICOM RTSTRUCT refers to the images" in refused.json()["error"]) == (400, True)
+    assert (refused.status_code, "refers to the segmented images" in refused.json()["error"]) == (400, True)
 
 
 def test_a_report_is_answered_when_asked_for_and_refers_to_the_seg(server, series):
@@ -187,7 +187,7 @@ def test_what_was_corrected_is_told_in_every_form_and_refused_when_strict(server
     whole = server.segment(*series, fields={"strict": "true", "answer": "json"})
     assert whole.status_code == 200 and whole.json()["remarks"] == []
     unclear = server.segment(*series, fields={"strict": "perhaps"})
-    assert (unclear.status_code, unclear.json()["error"]) == (400, "The field `strict` is true or false.")
+    assert (unclear.status_code, unclear.json()["error"]) == (400, "The field `strict` must be true or false.")
 
 
 def test_series_with_a_hole_is_refused(server, series):

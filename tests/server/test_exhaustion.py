@@ -119,7 +119,7 @@ def test_one_address_leaves_a_waiting_job_to_others_where_there_are_no_keys(bund
         wait(server, slow, "running")
         sent = [post(server, nifti(), {"X-Forwarded-For": "10.0.0.1"}) for _ in range(10)]
         assert [one.status_code for one in sent] == [202] * 9 + [503]
-        assert "of yours" in sent[-1].json()["error"] and int(sent[-1].headers["retry-after"]) > 0
+        assert "of your jobs" in sent[-1].json()["error"] and int(sent[-1].headers["retry-after"]) > 0
         assert post(server, nifti(), {"X-Forwarded-For": "10.0.0.2"}).status_code == 202
         server.http.delete(f"{server.url}/jobs/{slow}")
 

@@ -115,9 +115,9 @@ def test_keys_come_from_the_environment_too(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("ward\n", "a name, a blank and the key"),
+        ("ward\n", "a name, a space and the key"),
         ("ward short\n", "shorter than 20"),
-        (f"ward {WARD}\nlab {WARD}\n", "another one's already"),
+        (f"ward {WARD}\nlab {WARD}\n", "the key is given twice"),
         ("", "has no key"),
         (None, "cannot be read"),
     ],

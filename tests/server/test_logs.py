@@ -49,7 +49,7 @@ def test_message_of_another_package_says_where_it_comes_from_and_not_what_it_quo
     for line, package, level in zip(
         lines, ("pydicom", "pynetdicom", "highdicom"), ("warning", "error", "error"), strict=True
     ):
-        assert f"level {level} of {package}, from tests/server/test_logs.py:" in line["message"].replace("\\", "/")
+        assert f"level {level} from {package} at tests/server/test_logs.py:" in line["message"].replace("\\", "/")
         assert (line["level"], line["logger"].split(".")[0]) == (level, package)
     assert lines[2]["kind"] == "ValueError" and "test_logs.py" in lines[2]["frames"][0]
     places = {line["message"] for line in lines}

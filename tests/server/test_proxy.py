@@ -245,7 +245,7 @@ def test_address_of_a_job_on_another_server_is_not_asked(start_nginx, server, tm
     scan = tmp_path / "scan.nii"
     scan.write_bytes(nifti())
     with Client(url) as client:
-        with pytest.raises(SemisegError, match=r"http://elsewhere\.example for what comes next"):
+        with pytest.raises(SemisegError, match=r"http://elsewhere\.example for the next request"):
             client.submit(scan)
         for name in ("../models", "a/b", "//elsewhere.example", "a?b", "", "x" * 200):
             with pytest.raises(InputError, match="name of a job"):

@@ -121,7 +121,7 @@ def test_what_only_a_3d_student_has_is_refused() -> None:
     with pytest.raises(RecipeError, match="deep_supervision: mn_2d trains a 2D network"):
         build_method(two_d(SCRATCH, {"deep_supervision": 1.0}))
     with pytest.raises(RecipeError, match="start: mn_2d begins with"):
-        build_method(two_d(SCRATCH, {"start": "run"}))
+        build_method(two_d(SCRATCH, {"init_from": "run"}))
     for method in ("mn_2d", "cfr_ft"):
         recipe = make_recipe_for(method, PATCH)
         recipe = recipe.model_copy(update={"methods": {**recipe.methods, method: {"chunk": 1}}})
@@ -187,6 +187,6 @@ def test_sam_is_exported_too(dataset: Dataset, tmp_path: Path) -> None:
     )
     exported = export(tmp_path / "run", tmp_path / "bundle")
     assert exported.bundle.manifest.variants[0].precision == "fp32", "the graph is proved against the network"
-    assert exported.bundle.manifest.provenance.student["kind"] == "canvas"
+    assert exported.bundle.manifest.provenance.student["kind"] == "slice_mosaic"
     assert load_trained_network(tmp_path / "run")[0].overlap == (0.75, 0.5, 0.0)
     assert exported.bundle.manifest.overlap == 0.5, "whatever a run was judged with"

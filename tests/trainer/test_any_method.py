@@ -38,7 +38,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "swinunetr": {"student": {"kind": "swinunetr", "feature_size": 12}, "patch": [64, 32, 32]},
     "outside": {
         "student": {
-            "kind": "outside",
+            "kind": "custom",
             "function": "tests.trainer.test_students:thin",
             "several_sizes": True,
             "modules": {"deepest": "first", "features": "last"},
@@ -87,7 +87,7 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Datase
         section = {**section, "patch": [2 * side for side in section["patch"]] if "vnet" in student else [16, 16, 16]}
     if method == "urpc":
         if student == "outside":
-            with pytest.raises(RecipeError, match=r"urpc reads coarser logits: the student \(outside\) does not"):
+            with pytest.raises(RecipeError, match=r"urpc reads coarser logits: the student \(custom\) does not"):
                 make_tiny_plan(dataset, make_recipe_for(method, section))
             return
         section = {**section, **THREE_LEVELS_OF.get(student, {})}

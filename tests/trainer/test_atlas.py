@@ -245,7 +245,7 @@ def test_a_scan_that_looks_like_no_atlas_is_named_and_counts_less() -> None:
     scans, told = scans_of(cases, 4)
     found = labels_of(atlas(), scans)
     assert np.median(found["s4"][-1]) > 200 > 128 > np.median(found["strange"][-1])
-    assert told[1] == "Atlases: 1 scan(s) look like no atlas, and their labels count less: strange."
+    assert told[1] == "Atlases: 1 scan(s) resemble no atlas, and their labels count less: strange."
     assert (found["strange"][-1] > 0).any(), "what is known is never rounded away"
 
 
@@ -308,7 +308,7 @@ def test_a_scan_set_of_one_labelled_scan_works_and_says_so() -> None:
     cases = [outlined(f"s{k}", centre) for k, centre in enumerate(CENTRES[:2])]
     scans, told = scans_of(cases, 1)
     found = labels_of(atlas(), scans)["s1"]
-    assert "a single labelled scan cannot be judged" in told[0]
+    assert "a single labelled scan cannot be assessed" in told[0]
     assert min(dice(to_label_map(found, TWO), np.asarray(cases[1].labels))) > 0.8
 
 

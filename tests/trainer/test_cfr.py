@@ -248,7 +248,7 @@ def test_what_cannot_work_is_refused_by_name() -> None:
         make_cfr(input="upsample", grid=2)
     with pytest.raises(RecipeError, match=r"methods\.cfr\.sam\.side"):
         make_cfr(input="small")
-    with pytest.raises(RecipeError, match="A canvas of 64 pixels a side holds 16 slices"):
+    with pytest.raises(RecipeError, match="An image of 64 x 64 pixels holds 16 slices"):
         make_cfr({"patch": [16, 16, 24]})
     with pytest.raises(RecipeError, match=r"methods\.mean_teacher"):
         recipe = make_recipe_for("cfr")

@@ -153,21 +153,21 @@ def test_what_cannot_work_is_refused_by_name() -> None:
         committee(unlabelled=0)
     with pytest.raises(RecipeError, match=r"folds: 1 labelled scan\(s\) do not make 2 parts"):
         committee(labelled=1, weighing="cross_fitted")
-    with pytest.raises(RecipeError, match="committee is, or leads to, a committee; `rounds` repeats it"):
+    with pytest.raises(RecipeError, match="committee is, or leads to, a committee; for further rounds"):
         committee(members=({"method": "committee"},))
     with pytest.raises(RecipeError, match="there is no method 'nobody'"):
         committee(members=({"method": "nobody"},))
     with pytest.raises(RecipeError, match=r"methods\.committee: .*updates"):
         committee(members=({"method": "supervised", "updates": 0},))
-    with pytest.raises(RecipeError, match="supervised is there twice; give it another seed"):
+    with pytest.raises(RecipeError, match="supervised is listed twice; give it another seed"):
         committee(members=({"method": "supervised"}, {"method": "supervised"}))
     with pytest.raises(RecipeError, match=r"methods\.mean_teacher"):
         committee(members=({"method": "mean_teacher", "switches": {"wait": 1}},))
-    with pytest.raises(RecipeError, match="committee -> committee has no end"):
+    with pytest.raises(RecipeError, match="committee -> committee is a cycle"):
         committee(host="committee")
     loop = make_recipe_for("atlas", host="cfr")
     loop = loop.model_copy(update={"methods": {**loop.methods, "cfr": {"host": "atlas"}}})
-    with pytest.raises(RecipeError, match="atlas -> cfr -> atlas has no end"):
+    with pytest.raises(RecipeError, match="atlas -> cfr -> atlas is a cycle"):
         make_method(loop, SegmentationTask(1, TWO, 2, 4, 4))
     leads = make_recipe_for("committee", members=[{"method": "atlas"}])
     leads = leads.model_copy(update={"methods": {**leads.methods, "atlas": {"host": "committee"}}})
@@ -286,7 +286,7 @@ def test_scans_without_which_a_segment_is_missing_are_not_held_back() -> None:
     cores = [replace(case, labels=np.minimum(np.asarray(case.labels), 1)) for case in cases[1:]]
     scans, told = scans_of([cases[0], *cores], 4)
     assert committee(weighing="cross_fitted")._folds(scans) == ()
-    assert "without s0, s2 no labelled scan holds every segment" in told[0]
+    assert "without s0, s2 the labelled scans lack a segment" in told[0]
     fine, told = scans_of(cases, 4)
     assert committee(weighing="cross_fitted")._folds(fine) == (("s0", "s2"), ("s1", "s3"))
     assert told == []

@@ -377,7 +377,7 @@ def test_what_cannot_work_is_refused_by_name() -> None:
         comparative(volumes=1, crops=1)
     with pytest.raises(RecipeError, match=r"1 part\(s\) are too few|2 part\(s\) are too few"):
         comparative({"accumulate": 2}, volumes=1, crops=2)
-    outside = {"kind": "outside", "function": "tests.trainer.test_students:thin", "modules": {"deepest": "first"}}
+    outside = {"kind": "custom", "function": "tests.trainer.test_students:thin", "modules": {"deepest": "first"}}
     with pytest.raises(RecipeError, match=r"`student\.encoding`"):
         comparative({"student": outside})
     comparative({"student": outside}, freeze_encoder=False)

@@ -97,7 +97,7 @@ def test_a_scan_that_failed_is_counted_and_does_not_pass_for_a_zero() -> None:
 
 def test_runs_that_judged_other_scans_are_refused() -> None:
     fewer = evaluation({"a": (0.5, 0.5)})
-    with pytest.raises(InputError, match="mn-4-seed0 did not judge the same scans"):
+    with pytest.raises(InputError, match="mn-4-seed0 was not evaluated on the same scans"):
         summarise_trials({Trial("supervised", 4, 0): flat(0.5), Trial("mn", 4, 0): fewer})
     with pytest.raises(InputError, match="No run has finished"):
         summarise_trials({})
@@ -184,7 +184,7 @@ def test_folds_are_joined_and_a_run_that_lacks_one_does_not_count() -> None:
     (line,) = summarise_trials(found)
     assert line.method == "supervised"
     assert line.figures["dice"] == pytest.approx((0.6 + 0.9) / 2)
-    with pytest.raises(InputError, match="No run has all of its folds judged"):
+    with pytest.raises(InputError, match="No run has been evaluated on all of its folds"):
         summarise_trials({Trial("a", 4, 0, 0, 1): evaluation(parts[1]), Trial("b", 4, 0, 0, 2): evaluation(parts[2])})
-    with pytest.raises(InputError, match="mn-4-seed0-fold2 did not judge the same scans"):
+    with pytest.raises(InputError, match="mn-4-seed0-fold2 was not evaluated on the same scans"):
         summarise_trials({**found, Trial("mn", 4, 0, 0, 2): evaluation(parts[1])})

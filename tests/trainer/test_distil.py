@@ -144,11 +144,11 @@ def test_a_run_learns_what_its_teacher_knows_and_says_who_that_was(teacher: Path
 
 def test_what_cannot_teach_is_refused(teacher: Path, tmp_path: Path) -> None:
     outputs = outputs_of(teacher)
-    with pytest.raises(RecipeError, match="name the finished run whose network shall teach"):
+    with pytest.raises(RecipeError, match="name the finished run whose network is the teacher"):
         build_method(make_tiny_recipe("distil"))
     with pytest.raises(BundleError, match=r"has no run\.json"):
         distil(tmp_path, outputs)
     with pytest.raises(
-        RecipeError, match=rf"has 1 channel\(s\) and {outputs} outputs \(softmax\), and these scans ask for"
+        RecipeError, match=rf"has 1 channel\(s\) and {outputs} outputs \(softmax\), and these scans need"
     ):
         distil(teacher, outputs + 1)

@@ -95,7 +95,7 @@ def test_the_encoder_starts_from_the_weights_in_a_folder(tmp_path: Path) -> None
     [
         ("license: cc-by-nc-4.0", "", "restrictive licence"),
         ("license: apache-2.0", "_blocks.3._bn1.weight", "are not an EfficientNet-Lite0's; _blocks.3._bn1.weight"),
-        ("title: none", "", "do not say under which licence"),
+        ("title: none", "", "do not state their licence"),
     ],
 )
 def test_weights_that_may_not_be_used_or_do_not_fit_are_refused(

@@ -145,8 +145,8 @@ def test_no_label_file_is_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ids", "count", "words"),
     [
-        (("s0", "s1"), 3, "3 scans were asked for, and there are 2 to choose from"),
-        (("s0", "s1"), 0, "At least one scan has to be chosen; 0 were asked for"),
+        (("s0", "s1"), 3, "3 scans were requested, but there are only 2 to choose from"),
+        (("s0", "s1"), 0, "At least one scan has to be chosen; 0 were requested"),
         (("s0", "s0"), 1, "Scan 's0' is named twice"),
         (("s0", "s2"), 1, "Scan s2: "),
     ],

@@ -112,7 +112,7 @@ def test_one_process_may_train_in_one_precision_after_another(dataset: Dataset, 
 
 
 def test_half_precision_is_refused_on_a_cpu(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="precision: fp16 is for a GPU"):
+    with pytest.raises(RecipeError, match="precision: fp16 needs a GPU"):
         train_on_cpu(dataset, make_tiny_recipe(changes={"precision": "fp16"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -184,7 +184,7 @@ def test_a_labelled_scan_without_a_label_file_is_refused_by_name(own: Dataset, t
     bare = Dataset(own.folder, own.name, own.channels, own.segments, cases)
     others = tuple(c for c in own.cases if c != case)
     plan = make_plan(bare, Split((case,), others), make_tiny_recipe("supervised"))
-    with pytest.raises(RecipeError, match=rf"{case}: it is named as labelled and has no label file"):
+    with pytest.raises(RecipeError, match=rf"{case}: The split lists it as labelled, but it has no label file"):
         train(plan, tmp_path / "bare", device="cpu")
 
 

@@ -174,7 +174,7 @@ def test_frequent_classes_follow_the_cubes_and_rare_ones_the_teacher(blend: bool
     ("changes", "switches", "words"),
     [
         ({"patch": [12, 16, 16]}, {}, "multiples of"),
-        ({"patch": [4, 4, 4]}, {}, "not all the smallest"),
+        ({"patch": [4, 4, 4]}, {}, "not all equal to them"),
         ({"student": {"kind": "swinunetr"}, "patch": [64, 64, 64]}, {}, "takes the patch's size only"),
     ],
 )

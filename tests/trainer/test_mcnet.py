@@ -158,8 +158,8 @@ def test_the_moving_average_of_the_mean_of_all_follows_each_of_them(tmp_path: Pa
 
 
 def test_a_student_without_an_encoder_is_refused_by_name() -> None:
-    student = {"kind": "outside", "function": "tests.trainer.test_students:thin"}
+    student = {"kind": "custom", "function": "tests.trainer.test_students:thin"}
     with pytest.raises(
-        RecipeError, match=r"mcnet gives several decoders one encoder, and the student \(outside\) .*student\.encoding"
+        RecipeError, match=r"mcnet gives several decoders one encoder, and the student \(custom\) .*student\.encoding"
     ):
         mcnet({"student": student})

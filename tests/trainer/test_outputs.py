@@ -33,7 +33,7 @@ from trainer.stages import StageSequence
 from trainer.targets import ExclusiveClasses
 
 DYNUNET = {"kind": "dynunet", "channels": [4, 6, 8]}
-SEVERAL = {"kind": "outside", "function": "tests.trainer.test_outputs:several", "several_outputs": True}
+SEVERAL = {"kind": "custom", "function": "tests.trainer.test_outputs:several", "several_outputs": True}
 
 
 class Several(nn.Module):
@@ -127,7 +127,7 @@ def test_a_student_whose_decoder_nobody_knows_is_refused() -> None:
     two_levels = {"kind": "unet", "channels": [4, 6]}
     changes = {"student": two_levels, "deep_supervision": 1.0, "patch": [32, 32, 32]}
     method = build_method(make_tiny_recipe("supervised", changes))
-    with pytest.raises(RecipeError, match=r"deep_supervision: the student \(unet\) does not say which coarser levels"):
+    with pytest.raises(RecipeError, match=r"deep_supervision: the student \(unet\) does not name the coarser levels"):
         method.build()
 
 

@@ -121,8 +121,8 @@ def documented() -> list[tuple[str, str]]:
             names = re.findall(r"`papers/(\w+)`", cells[0])
             changes += [(n, c) for n in names for c in re.findall(r"`([\w.]+=[^`]+)`", cells[2])]
     of = {"M&N": "la_mn", "Dual Networks": "la_dual", "CFR": "la_cfr", "Comparative pre-training": "spleen_comparative"}
-    for part in re.split(r"\n\*\*(?=[MDC])", text)[1:]:
-        title, body = part.split(".**", 1)
+    for part in re.split(r"\n### (?=[MDC])", text)[1:]:
+        title, body = part.split("\n", 1)
         method = {"la_mn": "mn", "la_dual": "dual", "la_cfr": "cfr"}.get(of[title], "comparative")
         for change in re.findall(r"`(?:--set )?([\w.]+=[\w.]+)`", body):
             whole = (

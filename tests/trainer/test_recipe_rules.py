@@ -99,7 +99,7 @@ def test_a_student_may_be_a_size_and_an_unknown_one_is_refused() -> None:
     done, decisions = decided(facts(), student="small")
     assert done["student"]["channels"][0] == 16
     assert "names the size small" in decisions["student"].reason
-    with pytest.raises(RecipeError, match="'huge' is no size; there are auto, tiny, small, medium, large"):
+    with pytest.raises(RecipeError, match="'huge' is not a size; there are auto, tiny, small, medium, large"):
         open_keys({"student": "huge"})
 
 
@@ -134,10 +134,10 @@ def test_thick_slices_are_not_halved_and_not_turned_out_of_their_plane() -> None
 def test_spacings_that_differ_become_the_median_and_thin_slices_are_not_lost() -> None:
     done, decisions = decided(facts(thinnest=(0.7, 0.7, 0.7)))
     assert done["preparation"]["spacing"] == [1.0, 1.0, 1.0]
-    assert "differ in size" in decisions["preparation.spacing"].reason
+    assert "different voxel spacings" in decisions["preparation.spacing"].reason
     done, decisions = decided(facts((256.0, 256.0, 20.0), (1.0, 1.0, 5.0), thinnest=(0.7, 0.7, 1.25)))
     assert done["preparation"]["spacing"] == [1.0, 1.0, 2.5]
-    assert "thin ones are not lost" in decisions["preparation.spacing"].reason
+    assert "to preserve thin slices" in decisions["preparation.spacing"].reason
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_networks_grow_with_the_memory_of_the_gpu_up_to_the_size_of_nnunets() ->
 def test_a_gpu_with_scans_of_few_voxels_still_gets_a_network_that_fits() -> None:
     done, decisions = decided(facts((12.0, 12.0, 8.0)), gpu(80.0))
     assert done["student"]["kind"] == "unet"
-    assert "allow 1 halving(s) only" in decisions["student"].reason
+    assert "allow only 1 halving(s)" in decisions["student"].reason
 
 
 @given(

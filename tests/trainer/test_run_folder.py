@@ -135,7 +135,7 @@ def test_resuming_a_finished_run_changes_nothing(dataset: Dataset, finished: Pat
 
 def test_a_run_folder_is_not_overwritten(dataset: Dataset, finished: Path) -> None:
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
-    with pytest.raises(RunError, match="already holds a run; continue it with --resume"):
+    with pytest.raises(RunError, match="already contains a run; continue it with --resume"):
         train_on_cpu(dataset, make_tiny_recipe("mn", {"updates": 24}), finished)
     with pytest.raises(RunError, match="was started with another recipe"):
         train_on_cpu(dataset, make_tiny_recipe("mn", {"updates": 26}), finished, resume=True)
@@ -152,9 +152,9 @@ def test_a_run_is_resumed_with_its_own_split_only(dataset: Dataset, finished: Pa
 def test_a_folder_of_something_else_is_not_taken(dataset: Dataset, tmp_path: Path, resume: bool) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("x")
-    with pytest.raises(RunError, match="exists and holds no run"):
+    with pytest.raises(RunError, match="exists but is not a run folder"):
         train_on_cpu(dataset, make_tiny_recipe("supervised"), tmp_path / "letters", resume=resume)
-    with pytest.raises(RunError, match="cannot be made"):
+    with pytest.raises(RunError, match="cannot be created"):
         train_on_cpu(dataset, make_tiny_recipe("supervised"), tmp_path / "letters" / "dear.txt", resume=resume)
 
 
@@ -162,7 +162,7 @@ def test_a_run_refused_before_its_first_step_may_be_started_again_with_a_mended_
     dataset: Dataset, tmp_path: Path
 ) -> None:
     wrong = {"finetune": "whole", "config": {"num_attention_heads": 1}}
-    with pytest.raises(RecipeError, match="does not make a SegFormer"):
+    with pytest.raises(RecipeError, match="is not valid for SegFormer"):
         train_on_cpu(dataset, make_tiny_recipe("mn", teacher=wrong), tmp_path / "run")
     recipe = make_tiny_recipe("mn")
     train_on_cpu(dataset, recipe, tmp_path / "run")

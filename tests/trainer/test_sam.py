@@ -158,7 +158,7 @@ def test_what_is_no_sam_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "sam", card="license: other\nlicense_name: mine")
     with pytest.raises(RecipeError, match="restrictive licence 'mine'"):
         build_sam(SamSettings.model_validate({"weights": {"folder": folder}}), 1, 3)
-    with pytest.raises(RecipeError, match="does not make a SAM"):
+    with pytest.raises(RecipeError, match="is not a valid configuration of SAM"):
         build_sam(SamSettings.model_validate({"vision": {"num_hidden_layers": "many"}}), 1, 3)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     parts = load_file(folder / "model.safetensors")

@@ -28,7 +28,7 @@ def earlier(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(earlier: Path, method: str = "supervised", **changes: Any) -> Recipe:
-    return make_recipe_for(method, {"patch": [16, 16, 8], "updates": 2, "start": str(earlier), **changes})
+    return make_recipe_for(method, {"patch": [16, 16, 8], "updates": 2, "init_from": str(earlier), **changes})
 
 
 @pytest.mark.parametrize("method", ["supervised", "mean_teacher", "cps"])
@@ -62,7 +62,7 @@ def test_an_output_layer_for_other_segments_starts_anew(dataset: Dataset, earlie
 
 def test_an_earlier_run_that_does_not_fit_is_refused(dataset: Dataset, earlier: Path, tmp_path: Path) -> None:
     wider = {"kind": "unet", "channels": [6, 8], "residual_units": 0}
-    with pytest.raises(SemisegError, match=r"start: the student of .* is kind unet, channels \(4, 8\)"):
+    with pytest.raises(SemisegError, match=r"init_from: the student of .* is kind unet, channels \(4, 8\)"):
         make_tiny_plan(dataset, recipe(earlier, student=wider))
     with pytest.raises(SemisegError):
         make_tiny_plan(dataset, recipe(tmp_path / "nothing"))

@@ -90,9 +90,9 @@ def test_divisors(section: str, divisor: tuple[int, int, int]) -> None:
         ({"kind": "segresnet", "blocks_up": [1]}, "needs 3 entries"),
         ({"kind": "unetr", "hidden_size": 100, "heads": 12}, "not a multiple"),
         ({"kind": "vnets"}, "vnets"),
-        ({"kind": "outside", "function": "nowhere"}, "package.module:function"),
-        ({"kind": "outside", "function": "no.such.module:build"}, "cannot be imported"),
-        ({"kind": "outside", "function": "math:build"}, "no function 'build'"),
+        ({"kind": "custom", "function": "nowhere"}, "package.module:function"),
+        ({"kind": "custom", "function": "no.such.module:build"}, "cannot be imported"),
+        ({"kind": "custom", "function": "math:build"}, "no function 'build'"),
     ],
 )
 def test_a_student_that_cannot_be_is_refused(section: dict[str, Any], words: str) -> None:
@@ -120,7 +120,7 @@ def thin(inputs: int, outputs: int, width: int = 4, smaller: bool = False) -> nn
     return nn.Sequential(network, nn.MaxPool3d(2)) if smaller else network
 
 
-OUTSIDE = {"kind": "outside", "function": f"{__name__}:thin", "several_sizes": True}
+OUTSIDE = {"kind": "custom", "function": f"{__name__}:thin", "several_sizes": True}
 
 
 def test_a_network_from_outside_is_called_with_its_settings() -> None:
@@ -132,13 +132,13 @@ def test_a_network_from_outside_is_called_with_its_settings() -> None:
     assert student.takes_any_size
     assert student.divisor() == (1, 1, 1)
     assert student.module_name("features") == "last"
-    with pytest.raises(RecipeError, match="does not say which of its modules is `deepest`"):
+    with pytest.raises(RecipeError, match="does not name its module with the role `deepest`"):
         student.module_name("deepest")
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"depth": 3}, "unexpected keyword"), ({"smaller": True}, r"makes \[1, 3, 2, 2, 2\] of a patch of \[4, 4, 4\]")],
+    [({"depth": 3}, "unexpected keyword"), ({"smaller": True}, r"shape \[1, 3, 2, 2, 2\] for a patch of \[4, 4, 4\]")],
 )
 def test_a_network_from_outside_that_does_not_fit_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
@@ -147,4 +147,4 @@ def test_a_network_from_outside_that_does_not_fit_is_refused(settings: dict[str,
 
 def test_what_is_not_a_network_is_refused() -> None:
     with pytest.raises(RecipeError, match="not a torch module"):
-        parse_network_config({"kind": "outside", "function": "builtins:divmod"}).build(7, 3, (4, 4, 4))
+        parse_network_config({"kind": "custom", "function": "builtins:divmod"}).build(7, 3, (4, 4, 4))

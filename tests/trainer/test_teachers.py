@@ -133,7 +133,7 @@ def test_any_number_of_channels_becomes_the_three_of_natural_images(channels: in
 
 def test_slices_too_small_for_the_2d_network_are_refused_with_what_to_do() -> None:
     method = mn(teacher={"finetune": "whole", "config": {**SEGFORMER_CONFIG, "sr_ratios": [8, 4, 2, 1]}})
-    with pytest.raises(RecipeError, match=r"slices of at least \d+ voxels a side, the patch's are of 8 x 8; enlarge"):
+    with pytest.raises(RecipeError, match=r"slices of at least \d+ voxels per side; the patch's have 8 x 8. Enlarge"):
         method.build()
     teacher = {"finetune": "whole", "config": {**SEGFORMER_CONFIG, "sr_ratios": [8, 4, 2, 1]}, "enlarge": 4}
     mn(teacher=teacher).build()["teacher"](torch.zeros(2, 1, 8, 8))
@@ -221,8 +221,8 @@ def test_a_restrictive_licence_is_accepted_when_the_recipe_repeats_it() -> None:
         ("tags: [x]", "said-by-mail", "said-by-mail"),
         ("license: other\nlicense_name: my-terms", None, "restrictive licence 'my-terms'"),
         ("license: cc-by-nc-4.0", "mit", "restrictive licence 'cc-by-nc-4.0'"),
-        ("tags: [x]", None, "do not say under which licence"),
-        (": not yaml [", None, "do not say under which licence"),
+        ("tags: [x]", None, "do not state their licence"),
+        (": not yaml [", None, "do not state their licence"),
     ],
 )
 def test_the_model_card_of_a_folder_decides(
@@ -239,7 +239,7 @@ def test_the_model_card_of_a_folder_decides(
 def test_a_licence_that_is_not_repeated_stops_the_plan_before_scans_are_prepared(tmp_path: Path, saved: Path) -> None:
     dataset = write_phantoms(tmp_path / "data", cases=4, labelled=1, test=1, development=0)
     recipe = make_tiny_recipe("mn", teacher={"weights": {"folder": str(saved)}})
-    with pytest.raises(RecipeError, match="do not say under which licence"):
+    with pytest.raises(RecipeError, match="do not state their licence"):
         make_tiny_plan(dataset, recipe)
 
 
@@ -271,8 +271,8 @@ def test_weights_that_are_no_segformer_or_not_there_are_refused(tmp_path: Path, 
     ("config", "complaint"),
     [
         ({"hiden_sizes": [8, 8, 8, 8]}, "hiden_sizes"),
-        ({"num_attention_heads": 1}, "does not make a SegFormer"),
-        ({**SEGFORMER_CONFIG, "hidden_sizes": [8, 8]}, "does not make a SegFormer"),
+        ({"num_attention_heads": 1}, "is not valid for SegFormer"),
+        ({**SEGFORMER_CONFIG, "hidden_sizes": [8, 8]}, "is not valid for SegFormer"),
     ],
 )
 def test_a_configuration_that_makes_no_segformer_is_refused(config: dict[str, Any], complaint: str) -> None:
@@ -282,9 +282,9 @@ def test_a_configuration_that_makes_no_segformer_is_refused(config: dict[str, An
 
 def test_weights_and_a_configuration_exclude_each_other() -> None:
     weights = {"hub": "a/b"}
-    with pytest.raises(RecipeError, match="`config` describes a network from scratch"):
+    with pytest.raises(RecipeError, match="`config` is for a network from scratch"):
         mn(teacher={"weights": weights, "config": SEGFORMER_CONFIG})
-    with pytest.raises(RecipeError, match="give `folder` or `hub`, one of them"):
+    with pytest.raises(RecipeError, match="name either a `folder` or a `hub` id"):
         mn(teacher={"weights": {**weights, "folder": "c"}})
 
 
@@ -321,7 +321,7 @@ def build_flat(inputs: int, outputs: int, width: int = 3, weights: Path | None =
     return network
 
 
-FLAT = {"kind": "outside", "function": f"{__name__}:build_flat", "finetune": "whole"}
+FLAT = {"kind": "custom", "function": f"{__name__}:build_flat", "finetune": "whole"}
 
 
 def test_a_2d_network_from_outside_teaches() -> None:
@@ -344,12 +344,12 @@ def test_weights_of_a_2d_network_from_outside_come_from_a_folder_and_are_named(t
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({**FLAT, "finetune": "lora"}, "LoRA adapts SegFormer"),
-        ({**FLAT, "finetune": "decoder"}, "freezes its own parameters"),
-        ({"kind": "outside", "finetune": "whole"}, "`function` names the network of kind `outside`"),
-        ({"finetune": "whole", "function": "a:b"}, "`function` names the network of kind `outside`"),
+        ({**FLAT, "finetune": "lora"}, "`finetune: lora` is not possible"),
+        ({**FLAT, "finetune": "decoder"}, "needs `finetune: whole`"),
+        ({"kind": "custom", "finetune": "whole"}, "`function` is required for a network of kind `custom`"),
+        ({"finetune": "whole", "function": "a:b"}, "`function` is required for a network of kind `custom`"),
         ({**FLAT, "function": "no.such:thing"}, "cannot be imported"),
-        ({**FLAT, "config": SEGFORMER_CONFIG}, "`config` is SegFormer's"),
+        ({**FLAT, "config": SEGFORMER_CONFIG}, "`config` is for SegFormer"),
     ],
 )
 def test_a_2d_network_from_outside_that_cannot_be_is_refused(section: dict[str, Any], words: str) -> None:

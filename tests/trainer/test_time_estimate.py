@@ -105,10 +105,10 @@ def test_with_a_budget_the_updates_and_on_a_processor_the_size_follow_from_it(
     document = read_document(find_recipe("default"), ["method=supervised", "segments={}"])
     short = context.decide(document, None, 60.0)
     assert short.recipe.student["channels"][0] == 8 and short.recipe.updates == 600
-    assert "as many as 60 s allow" in next(d.reason for d in short.decisions if d.key == "updates")
+    assert "as many as fit into 60 s" in next(d.reason for d in short.decisions if d.key == "updates")
     long = context.decide(document, None, 3600.0)
     assert long.recipe.student["channels"][0] == 16 and long.recipe.updates == 18_000
-    with pytest.raises(RecipeError, match="A budget decides the number of updates, and the recipe says it"):
+    with pytest.raises(RecipeError, match="A budget decides the number of updates, but the recipe sets"):
         context.decide({**document, "updates": 100}, None, 60.0)
 
 

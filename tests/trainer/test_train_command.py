@@ -46,7 +46,7 @@ def test_the_command_ends_with_the_run_folder_and_says_that_nothing_was_validate
         (("--set", "updaets=3"), "updaets"),
         (("--set", "windows=[[9,9,9]]"), "multiples of [2, 2, 2]"),
         (("--method", "magic"), "There is no method 'magic'"),
-        (("--labelled", "99"), "99 labelled scans were asked for"),
+        (("--labelled", "99"), "99 labelled scans were requested"),
         (("--recipe", "nothing"), "no recipe file nothing"),
         (("--data", "nowhere"), "nowhere is not a folder"),
         (("--device", "abacus"), "no device 'abacus'"),

@@ -181,7 +181,7 @@ def test_a_run_learns_from_partial_outlines_and_resumes_on_its_cache(partly: Dat
 
 def test_eight_regions_leave_no_code_for_unknown_voxels() -> None:
     regions = tuple(Segment(name=f"r{k}", label=k, values=(k, k + 1)) for k in range(1, 9))
-    with pytest.raises(RecipeError, match="7 regions at most, not 8"):
+    with pytest.raises(RecipeError, match="at most 7 regions, not 8"):
         encode_labels(np.zeros((2, 2, 2), np.int32), regions, 20)
     seven = regions[:7]
     encoded = encode_labels(np.full((2, 2, 2), 20), seven, 20)

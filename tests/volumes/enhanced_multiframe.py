@@ -27,13 +27,13 @@ def write_enhanced(
     """Write the slices ``files`` as one object.
 
     Args:
-        path: the file.
-        files: a classic series.
-        measures: place of Pixel Measures.
-        orientation: place of Plane Orientation.
-        rescale: place of the rescale slope 1 and ``intercept``.
+        path: Path of the file.
+        files: Files of a single-frame series.
+        measures: Place of Pixel Measures.
+        orientation: Place of Plane Orientation.
+        rescale: Place of the rescale slope 1 and ``intercept``.
         intercept: Rescale Intercept.
-        frames: further groups of each frame: attributes by the keyword of the group.
+        frames: Further groups of each frame: attributes by the keyword of the group.
     """
     slices = [pydicom.dcmread(file) for file in files]
     first = slices[0]

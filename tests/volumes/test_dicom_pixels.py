@@ -296,16 +296,16 @@ def test_an_image_without_pixels_is_refused(tmp_path: Path, pixels: bytes | None
     else:
         dataset.PixelData = pixels
     dataset.save_as(files[1])
-    with pytest.raises(VolumeError, match="there are none, or none of integers"):
+    with pytest.raises(VolumeError, match="there are no integer pixel data"):
         read_series(files)
 
 
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ((COLUMNS, ROWS), f"of {COLUMNS} rows, {ROWS} columns and 1 component"),
-        ((ROWS + 2, COLUMNS + 3), f"of {ROWS + 2} rows, {COLUMNS + 3} columns"),
-        ((ROWS - 2, COLUMNS), f"of {ROWS - 2} rows"),
+        ((COLUMNS, ROWS), f"has {COLUMNS} rows, {ROWS} columns and 1 component"),
+        ((ROWS + 2, COLUMNS + 3), f"has {ROWS + 2} rows, {COLUMNS + 3} columns"),
+        ((ROWS - 2, COLUMNS), f"has {ROWS - 2} rows"),
         ((ROWS, COLUMNS, 3), "and 3 component"),
     ],
 )

@@ -70,7 +70,7 @@ def test_a_nifti_pair_is_read_by_its_header(capitals: bool, tmp_path: Path) -> N
     np.testing.assert_array_equal(volume.array, VALUES)
     assert volume.spacing == (2.0, 3.0, 4.0) and remark_codes(tmp_path / names[0]) == []
     (tmp_path / names[1]).unlink()
-    with pytest.raises(VolumeError, match=r"the \.img of the same name is not there"):
+    with pytest.raises(VolumeError, match=r"there is no \.img of the same name"):
         read_nifti(tmp_path / names[0])
 
 
@@ -175,7 +175,7 @@ def test_a_link_out_of_the_headers_folder_is_not_followed(tmp_path: Path) -> Non
 
 def test_a_data_file_that_is_missing_cut_short_or_longer_is_told(tmp_path: Path) -> None:
     path = make_metaimage(tmp_path / "a.mhd", file="a.raw")
-    with pytest.raises(VolumeError, match=r"a\.mhd: the data file that the header names is not there"):
+    with pytest.raises(VolumeError, match=r"a\.mhd: the data file that the header names does not exist"):
         read_nifti(path)
     (tmp_path / "a.raw").write_bytes(little_endian()[:-1])
     with pytest.raises(VolumeError, match="cut short"):

@@ -66,14 +66,14 @@ KINDS = {
     "picture.nii": (picture("JPEG"), "a JPEG picture"),
     "picture.tif": (picture("TIFF"), "a TIFF picture"),
     "letter.pdf": (b"%PDF-1.7\n" + bytes(99), "a PDF document"),
-    "array.npy": (b"\x93NUMPY\x01\0" + bytes(99), "a NumPy array, which has no place in the patient"),
-    "dataset.json": (dataset_json(), "an nnU-Net dataset.json, which describes scans and is none"),
+    "array.npy": (b"\x93NUMPY\x01\0" + bytes(99), "a NumPy array, which has no position in the patient"),
+    "dataset.json": (dataset_json(), "an nnU-Net dataset.json, which describes scans but is not a scan"),
     "plans.json": (b'{"dataset_name": "x", "plans_name": "nnUNetPlans"}', "the plans of an nnU-Net"),
     "other.json": (b'[{"a": 1}]', "a JSON file"),
     "notes.txt": (b"Dear colleague,\nthe scan is enclosed.\n", "a text file"),
     "scan.raw": (
         little_endian() * 9,
-        "the voxels of a pair without the header that says what they are; give the header",
+        "the voxels of a pair without its header; give the header",
     ),
     "unknown": (bytes(range(256)), "a file of an unknown kind"),
 }
@@ -95,7 +95,7 @@ def test_each_kind_is_named_by_what_is_in_it(name: str, tmp_path: Path) -> None:
 
 def test_a_nifti_file_without_its_mark_is_called_broken_and_not_a_dicom_file(tmp_path: Path) -> None:
     (tmp_path / "broken.nii").write_bytes(bytes(nifti_file(magic=b"xxx\0")))
-    with pytest.raises(VolumeError, match=r'broken\.nii: this is a broken NIfTI file \(its mark, "n\+1" at byte 344'):
+    with pytest.raises(VolumeError, match=r'broken\.nii: this is a broken NIfTI file \(its magic, "n\+1" at byte 344'):
         open_scan(tmp_path / "broken.nii")
     (found,), left_out = (list(part) for part in inspect_files({tmp_path / "broken.nii": ""}))
     assert left_out == [] and found.outcome.startswith("Refused: This is a broken NIfTI file")
@@ -118,7 +118,7 @@ def test_a_broken_file_beside_the_scan_is_remarked_on_and_refused_when_strict(na
     (tmp_path / name).write_bytes(KINDS[name][0])
     (remark,) = open_scan(tmp_path).warnings
     assert remark.code == "damaged_files"
-    assert remark.text.startswith(f"1 file(s) are named like scans and cannot be read ({name}: {KINDS[name][1]})")
+    assert remark.text.startswith(f"1 file(s) are named like scans but cannot be read ({name}: {KINDS[name][1]})")
     with pytest.raises(VolumeError, match=r"1 file\(s\) are named like scans"):
         open_scan(tmp_path, None, ReadOptions(strict=True))
 
@@ -150,7 +150,7 @@ def test_a_sentence_that_begins_with_a_path_keeps_its_letters(
     with files_in(path) as files:
         (found,) = inspect_files(files)[0]
     assert found.name == str(path)
-    assert found.outcome.startswith("Refused: The header says 8 dimensions")
+    assert found.outcome.startswith("Refused: The header gives 8 dimensions")
 
 
 @pytest.mark.parametrize("start", [b"\x08\0\x05\0\x02\0\0\0", b"\x02\0\x10\0UI\x14\0"])
@@ -180,7 +180,7 @@ def test_names_that_were_sent_are_not_told(tmp_path: Path) -> None:
     assert "(member 00002: an empty file" in remark.text and "SMITH" not in remark.text
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.write(make_metaimage(tmp_path / "x.mhd", {"Comment": "SMITH JOHN"}, file="SMITH.raw"), "SMITH.mhd")
-    with pytest.raises(VolumeError, match="the data file that the header names is not there") as caught:
+    with pytest.raises(VolumeError, match="the data file that the header names does not exist") as caught:
         open_scan(tmp_path / "b.zip")
     assert "SMITH" not in str(caught.value)
     for path in (make_nrrd(tmp_path / "c.nrrd", more="SMITH JOHN\n"), tmp_path / "d.mha"):

@@ -106,11 +106,11 @@ def test_scaling_of_a_metaimage_is_applied_and_said(tmp_path: Path) -> None:
 
 NOT_READ_META = {
     "no sizes": ({"DimSize": None}, "DimSize is ''"),
-    "a size below zero": ({"DimSize": "4 -3 2"}, "no 3D image"),
+    "a size below zero": ({"DimSize": "4 -3 2"}, "not a 3D image"),
     "two axes": ({"NDims": "2", "DimSize": "4 6"}, "NDims is 2"),
-    "a mesh": ({"ObjectType": "Mesh"}, "type Mesh is no image"),
+    "a mesh": ({"ObjectType": "Mesh"}, "type Mesh is not an image"),
     "text": ({"BinaryData": "False"}, "voxels are text"),
-    "an unknown type": ({"ElementType": "MET_COLOUR"}, "no grey values"),
+    "an unknown type": ({"ElementType": "MET_COLOUR"}, "not grey values"),
     "a matrix of four": ({"TransformMatrix": "1 0 0 1"}, "9 finite numbers"),
     "an endless spacing": ({"ElementSpacing": "2 3 inf"}, "3 finite numbers"),
     "a flat grid": ({"TransformMatrix": "1 0 0 1 0 0 0 0 1"}, "singular"),

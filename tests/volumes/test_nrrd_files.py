@@ -144,7 +144,7 @@ def test_an_nrrd_that_does_not_tell_left_from_right_is_taken_as_lps_with_a_remar
 ) -> None:
     """VOL-09."""
     assert_as_written(make_nrrd(tmp_path / "a.nrrd", fields), ("no_orientation",))
-    with pytest.raises(VolumeError, match=r"a\.nrrd: The header says nothing about left and right"):
+    with pytest.raises(VolumeError, match=r"a\.nrrd: The header does not define left and right"):
         open_scan(tmp_path / "a.nrrd", None, ReadOptions(strict=True))
 
 
@@ -175,18 +175,18 @@ NOT_READ_NRRD = {
             "kinds": "RGB-color domain domain domain",
             "space directions": "none (0,2,0) (0,0,3) (-4,0,0)",
         },
-        "kind 'rgb-color' holds no grey values",
+        "kind 'rgb-color' does not hold grey values",
     ),
-    "an unknown type": ({"type": "block"}, "no grey values"),
+    "an unknown type": ({"type": "block"}, "not grey values"),
     "no byte order": ({"endian": None}, "byte order"),
-    "an unknown encoding": ({"encoding": "hex"}, "encoding 'hex' is not read"),
+    "an unknown encoding": ({"encoding": "hex"}, "encoding 'hex' is not supported"),
     "an unknown space": ({"space": "left-right-up"}, "'left-right-up'; known are"),
     "an unknown unit": ({"space units": '"furlong" "furlong" "furlong"'}, "known unit of length"),
     "a direction without a number": ({"space directions": "(0,2,0) (0,0,nan) (-4,0,0)"}, "finite numbers"),
     "two directions": ({"space directions": "(0,2,0) (0,0,3)"}, "3 axes have one each"),
     "a flat grid": ({"space directions": "(0,2,0) (0,0,3) (0,2,3)"}, "singular"),
     "no place at all": ({"space directions": None}, "neither 'space directions' nor 3 'spacings'"),
-    "a negative skip": ({"byte skip": "-2"}, "which cannot be"),
+    "a negative skip": ({"byte skip": "-2"}, "which is not valid"),
 }
 
 

@@ -126,7 +126,7 @@ def test_a_tilted_head_with_uneven_slices_stands_upright_and_keeps_its_values(se
     files = sorted((semiseg_data / "dicom/ct_head_ge_tilt_irregular").iterdir())
     series = read_series(files)
     assert [remark.code for remark in series.warnings] == ["gantry_tilt", "uneven_slices"]
-    assert "lean by 18.5 degrees" in series.warnings[0].text  # the header's Gantry/Detector Tilt says so too
+    assert "tilted by 18.5 degrees" in series.warnings[0].text  # the header's Gantry/Detector Tilt says so too
     assert pydicom.dcmread(files[0], stop_before_pixels=True).GantryDetectorTilt == 18.5
     volume = series.volume
     axes = volume.affine[:3, :3] / volume.spacing
@@ -153,7 +153,7 @@ def test_a_tilted_head_with_uneven_slices_stands_upright_and_keeps_its_values(se
         assert np.median(np.abs(found - smooth[rows, columns])) < 3
         seen += 1
     assert seen >= 2
-    with pytest.raises(VolumeError, match=r"lean by 18\.5 degrees \(gantry tilt\).*Correct the tilt first"):
+    with pytest.raises(VolumeError, match=r"tilted by 18\.5 degrees \(gantry tilt\).*Correct the tilt first"):
         read_series(files, strict=True)
 
 

@@ -95,11 +95,11 @@ def test_a_4d_file_gives_a_channel_per_name(image: Volume, tmp_path: Path) -> No
 
 def test_a_dicom_series_cannot_be_two_channels_and_the_missing_one_is_named(series: list[Path]) -> None:
     with pytest.raises(
-        VolumeError, match=r"takes the channels T1, FLAIR, each from a series of its own.* 1 image series"
+        VolumeError, match=r"takes the channels T1, FLAIR, each from a separate series.* 1 image series"
     ):
         open_scan(series, rules("T1", "FLAIR"))
     wanted = {"T1": SeriesRule(), "FLAIR": SeriesRule(description=("*flair*",))}
-    with pytest.raises(VolumeError, match=r"nothing fits FLAIR\.$"):
+    with pytest.raises(VolumeError, match=r"no series fits FLAIR\.$"):
         open_scan(series, wanted)
 
 
@@ -130,7 +130,7 @@ def test_what_is_no_scan_is_refused_with_a_sentence(nifti: Path, series: list[Pa
     for paths, sentence in cases:
         with pytest.raises(VolumeError, match=sentence):
             open_scan(paths, rules("MR"))
-    with pytest.raises(VolumeError, match="no series UID can be asked of it"):
+    with pytest.raises(VolumeError, match="no series UID can be given for it"):
         open_scan(nifti, rules("MR"), ReadOptions(series="1.2.3"))
 
 

@@ -103,8 +103,8 @@ def test_each_series_gets_its_reason(study: Path) -> None:
     assert len(scan.decisions) == 6
     default = open_scan(study, {"x": SeriesRule()}, ReadOptions(series=uid_of(study / "sag")))
     reasons = {decision.description: decision.reason for decision in default.decisions}
-    assert reasons["SAG T2 TSE"] == "It was asked for by its UID."
-    assert reasons["AX T1 SE"] == "Left out: another series was asked for by its UID."
+    assert reasons["SAG T2 TSE"] == "It was requested by its UID."
+    assert reasons["AX T1 SE"] == "Left out: another series was requested by its UID."
 
 
 def test_several_that_fit_are_listed_and_none_is_taken(study: Path) -> None:
@@ -180,12 +180,12 @@ def test_named_channels_are_read_from_their_series(study: Path) -> None:
     scan = open_scan(study, channels(A="nothing*", B="nothing*"), ReadOptions(series=uids))
     assert scan.series is not None and scan.series.description == "SAG T2 TSE"
     for wrong in ("1.2.3", "A=1.2.3,A=1.2.4", "C=1.2.3", "A="):
-        with pytest.raises(VolumeError, match=r"Say which series is which channel|names no series of a channel"):
+        with pytest.raises(VolumeError, match=r"Give the series of each channel|does not name the series of a channel"):
             open_scan(study, channels(A="*", B="*"), ReadOptions(series=wrong))
 
 
 def test_one_series_does_not_serve_two_channels(study: Path) -> None:
-    with pytest.raises(VolumeError, match="fits the channels 'A', 'B'; each needs a series of its own"):
+    with pytest.raises(VolumeError, match="fits the channels 'A', 'B'; each needs a separate series"):
         open_scan(study, channels(A="*t1*", B="AX T1*"))
 
 

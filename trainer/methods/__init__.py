@@ -11,24 +11,24 @@ METHODS: dict[str, type[Method]] = {name: method_class(name) for name in BUILT_I
 
 
 def make_method(recipe: Recipe, task: SegmentationTask) -> Method:
-    """The method that a recipe names, with its switches.
+    """Create the method that a recipe names, with its settings.
 
     Raises:
-        RecipeError: see :func:`find_method`; or what the recipe asks of the method cannot work for the task.
+        RecipeError: See :func:`find_method`; or the method cannot work with the recipe's values for this task.
     """
     return find_method(recipe)(recipe, task)
 
 
 def find_method(recipe: Recipe) -> type[Method]:
-    """The class of the method that a recipe names.
+    """Return the class of the method that a recipe names.
 
     Raises:
-        RecipeError: an unknown method, unknown methods in ``methods:``, or a switch that does not hold.
+        RecipeError: The method is unknown, ``methods:`` has settings of an unknown method, or a setting is invalid.
     """
     chosen = _class(recipe.method)
     for name in recipe.methods:
         if name != chosen.name:
-            _class(name).read_config(recipe)  # a mistake in what another method is told would come out days later
+            _class(name).read_config(recipe)  # a mistake in a later stage's settings would show days later
     chosen.read_config(recipe)
     return chosen
 

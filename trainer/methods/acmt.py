@@ -1,7 +1,7 @@
-"""AC-MT: a mean teacher whose student agrees where the prediction is ambiguous.
+"""AC-MT: a mean teacher whose consistency term is taken only where the prediction is ambiguous.
 
 Xu et al., "Ambiguity-selective consistency regularization for mean-teacher semi-supervised medical image
-segmentation", Medical Image Analysis 2023. It is the opposite choice of UA-MT's.
+segmentation", Medical Image Analysis 2023. The selection is the opposite of UA-MT's.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ from trainer.targets import ExclusiveClasses
 
 TINY = 1e-16
 CERTAIN = 0.1  # largest standard deviation of a voxel's probabilities over the passes that makes a prototype
-SOFTENING = 2.0  # of the logits whose deviation is taken
+SOFTENING = 2.0  # temperature of the probabilities whose deviation is taken
 
 
 class ACMT(MeanTeacher):
-    """L_c = sum_v E_v ||p_v - p'_v||^2 / sum_v E_v, E the ambiguous voxels (Eq. 3); zero where there are none."""
+    """L_c = sum_v E_v ||p_v - p'_v||^2 / sum_v E_v, E the ambiguous voxels (Eq. 3); zero if there are none."""
 
     name = "acmt"
 
     class Config(MeanTeacher.Config):
-        """Mean Teacher's, and the four ways to find ambiguous voxels.
+        """Settings of Mean Teacher, and the selection of ambiguous voxels.
 
         Attributes:
-            selection: ``entropy`` of the student; ``model_uncertainty``, the entropy of the mean of the student's noisy
-                passes; ``prototype_error``, where the nearest class prototype disagrees with the student (the others
-                are pushed towards certainty); ``label_error``, where confident learning doubts the student.
-            threshold: Movement of the least entropy that is ambiguous, with the ramp r, from 0.75 bits: up to 0.95
+            selection: Criterion of ambiguity: ``entropy`` of the student; ``model_uncertainty``, the entropy of the
+                mean of the student's noisy passes; ``prototype_error``, the nearest class prototype disagrees with the
+                student (the entropy of all other voxels is minimised); ``label_error``, confident learning finds the
+                student's label wrong.
+            threshold: Change of the least entropy that counts as ambiguous, with the ramp r, from 0.75 bits: up to 0.95
                 (``entropy``) or 0.90 (``model_uncertainty``) as in the released ``code``, which its authors found
                 better; down to 0.60 as in the ``paper``. One bit is ln 2, the largest entropy of the paper's two
                 classes.
-            passes: noisy passes of ``model_uncertainty``.
-            prototype_passes: noisy passes of ``prototype_error``.
-            certainty: weight of the entropy of the voxels that ``prototype_error`` finds clean.
+            passes: Number of noisy passes of ``model_uncertainty``.
+            prototype_passes: Number of noisy passes of ``prototype_error``.
+            certainty: Weight of the entropy of the voxels that ``prototype_error`` finds clean.
         """
 
         selection: Literal["entropy", "model_uncertainty", "prototype_error", "label_error"] = "entropy"
@@ -67,10 +68,10 @@ class ACMT(MeanTeacher):
         if selection == "prototype_error":
             parse_network_config(recipe.student).module_name(
                 "features"
-            )  # refuses a student that does not say where they are
+            )  # refuses a student without a name for this module
 
     def consistency(self, networks: Networks, logits: Tensor, images: Tensor, step_plan: StepPlan) -> Tensor:
-        """Eq. 3 over the voxels that ``selection`` finds."""
+        """Return Eq. 3 over the voxels that ``selection`` finds."""
         probabilities = self.targets.probabilities(logits)
         squares = (probabilities - self.teacher_probabilities(networks["teacher"], images)).pow(2)
         selection = self.config.selection
@@ -89,22 +90,23 @@ class ACMT(MeanTeacher):
         return masked_mean(squares.mean(dim=1), noisy) + self.config.certainty * clean
 
     def least_entropy(self, update: int) -> float:
-        """h(t), in bits."""
+        """Return h(t), the least entropy of an ambiguous voxel, in bits."""
         rise = {"entropy": 0.20, "model_uncertainty": 0.15}.get(self.config.selection, 0.0)
         step = -0.15 if self.config.threshold == "paper" else rise
         return 0.75 + step * ramp_up(update, self.recipe.updates)
 
     @torch.no_grad()
     def uncertainty(self, student: nn.Module, images: Tensor) -> Tensor:
-        """The entropy (N, X, Y, Z) of the mean of the student's noisy passes, in bits."""
+        """Return the entropy (N, X, Y, Z) of the mean of the student's noisy passes, in bits."""
         return self.targets.ambiguity(self.mean_probabilities(student, images, self.config.passes))
 
     @torch.no_grad()
     def prototype_errors(self, teacher: nn.Module, images: Tensor, decided: Tensor) -> Tensor:
-        """Voxels (N, X, Y, Z) whose nearest class prototype in the teacher's features is not their ``decided`` class.
+        """Find the voxels (N, X, Y, Z) whose nearest class prototype is not their ``decided`` class.
 
-        A prototype is the mean of a class's features, weighted by its probability, over voxels on which the noisy
-        passes agree. A class without such a voxel has no prototype; without any prototype all voxels count as errors.
+        A prototype is the mean of the teacher's features, weighted by the class's probability, over the voxels of a
+        class on which the noisy passes agree. A class without such a voxel has no prototype; without any prototype all
+        voxels count as errors.
         """
         count = self.config.prototype_passes
         p = square = f = torch.zeros((), device=images.device)

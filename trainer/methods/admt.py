@@ -1,4 +1,4 @@
-"""AD-MT: two mean teachers, updated in turns on batches that are disturbed in different ways, label together.
+"""AD-MT: two mean teachers, updated alternately on batches with different perturbations, make joint pseudo-labels.
 
 Zhao et al., "Alternate diverse teaching for semi-supervised medical image segmentation", ECCV 2024.
 """
@@ -25,10 +25,11 @@ TEACHERS = ("teacher", "second_teacher")
 
 
 class ADMT(Method):
-    """L = L_sup(labelled) + w(t) mean over confident voxels of CE(student(disturbed patch), pseudo-label).
+    """L = L_sup(labelled) + w(t) mean over confident voxels of CE(student(perturbed patch), pseudo-label).
 
     The pseudo-label is the decision of (e^(-H_1) p_1 + e^(-H_2) p_2) / (e^(-H_1) + e^(-H_2)), H the entropies in bits
-    of the teachers' probabilities; where the teachers contradict each other, a student that is more certain decides.
+    of the teachers' probabilities. Where the teachers contradict each other, the student's decision is taken if it is
+    more certain.
     """
 
     name = "admt"
@@ -40,17 +41,17 @@ class ADMT(Method):
         Attributes:
             weight: Largest weight w_max of the pseudo-labels.
             ramp: Share of the updates over which w(t) rises.
-            threshold: Probability from which on a pseudo-label counts.
-            period: Largest number of updates for which one teacher follows the student before it is the other's turn;
-                each period is drawn from 1 to this number (half an epoch in the released code).
+            threshold: Smallest probability at which a pseudo-label counts.
+            period: Largest number of updates for which one teacher is active before the other one; the length of each
+                period is drawn from 1 to this number (half an epoch in the released code).
             decay: Limit of the moving averages' decay.
-            copied: Share of the updates in which the teacher whose turn it is becomes a copy of the student.
-            cutmix: Probability of CutMix in the second teacher's turns; the first one's have the strong view.
+            copied: Share of the updates, at the start, in which the active teacher becomes a copy of the student.
+            cutmix: Probability of CutMix while the second teacher is active; the first one uses the strong view.
             conflicts: Decision where the teachers contradict each other: ``certain`` takes the student's label if that
-                is more certain than theirs, ``teachers`` always theirs.
-            mixed: CutMix moves the student's own decisions along with the patch. In the released code it does not, so
-                that they are compared with another place's.
-            labelled: Labelled patches per batch; by default half of it.
+                is more certain than theirs, ``teachers`` always takes theirs.
+            mixed: If True, CutMix moves the student's own decisions along with the patch. In the released code it does
+                not, so that they are compared with the labels of another position.
+            labelled: Number of labelled patches per batch; by default half of the batch.
             export: Network that is kept.
         """
 
@@ -80,26 +81,26 @@ class ADMT(Method):
             self.require_in_each_part(self.composition(self.config.labelled), processes, labelled=0, unlabelled=1)
 
     def build(self) -> Networks:
-        """The student and two moving averages of it."""
+        """Build the student and two moving averages of it."""
         student = self.build_student()
         return {"student": student, **{name: freeze(copy.deepcopy(student)) for name in TEACHERS}}
 
     def step_plan(self, step: int) -> StepPlan:
-        """Every step trains the student; the stage names the teacher whose turn it is."""
+        """Train the student in every step; the stage is the name of the active teacher."""
         composition = self.composition(self.config.labelled)
         return StepPlan(self.active(step), {"student": self.student_rate(step)}, composition, step)
 
     def active(self, step: int) -> str:
-        """The teacher whose turn it is: periods of random lengths, one teacher's after the other's."""
+        """Return the name of the active teacher; the teachers alternate in periods of random lengths."""
         return TEACHERS[int(np.searchsorted(self._ends, step, side="right")) % 2]
 
     def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
-        """The student and the teacher whose turn it is in train mode, as released."""
+        """Set the student and the active teacher to train mode, as released."""
         for name, network in networks.items():
             network.train(name in ("student", step_plan.stage))
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The supervised term, and the cross-entropy to the pseudo-labels of disturbed patches."""
+        """Return the supervised term and the cross-entropy to the pseudo-labels of perturbed patches."""
         n = batch.labelled
         logits = networks["student"](batch.images)
         scale = share_of_part(n, step_plan.composition.labelled, batch, step_plan)
@@ -113,7 +114,14 @@ class ADMT(Method):
         return {"total": total, "supervised": supervised.detach(), "pseudo": pseudo.detach()}
 
     def pseudo(self, networks: Networks, batch: Batch, logits: Tensor, step_plan: StepPlan) -> Tensor:
-        """The cross-entropy on disturbed unlabelled patches; ``logits`` are the student's of the undisturbed ones."""
+        """Return the cross-entropy on perturbed unlabelled patches.
+
+        Args:
+            networks: The networks.
+            batch: The batch.
+            logits: The student's logits of the unperturbed unlabelled patches.
+            step_plan: The step.
+        """
         n = batch.labelled
         labels, confidence, conflict = self.ensemble(networks, batch.images[n:])
         q = self.targets.probabilities(logits)
@@ -134,7 +142,7 @@ class ADMT(Method):
 
     @torch.no_grad()
     def ensemble(self, networks: Networks, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels, their probability, and where the teachers contradict each other, (N, X, Y, Z) each."""
+        """Return labels, their probability, and a mask of the teachers' contradictions, (N, X, Y, Z) each."""
         p, q = (self.targets.probabilities(networks[name](images)) for name in TEACHERS)
         # e^-a / (e^-a + e^-b)
         share = torch.sigmoid(self.targets.ambiguity(q) - self.targets.ambiguity(p))[:, None]
@@ -143,7 +151,7 @@ class ADMT(Method):
         return self.targets.decide(mean), self.targets.confidence(mean), conflict
 
     def cut_and_mixed(self, images: Tensor, along: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Patches with a box of another one in each, and what moves along with them."""
+        """Return patches with a box of another patch pasted into each, and the values ``along`` pasted likewise."""
         random = numpy_generator()
         if random.random() >= self.config.cutmix:
             return images, along
@@ -153,12 +161,12 @@ class ADMT(Method):
         return paste_boxes(images, boxes, sources), tuple(paste_boxes(values, boxes, sources) for values in along)
 
     def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
-        """The teacher whose turn it is follows the student, buffers too; t counts half of the updates."""
+        """Update the active teacher towards the student, buffers too; t counts half of the updates."""
         copied = round(self.config.copied * self.recipe.updates)
         update = step_plan.student_update
         decay = 0.0 if update < copied else ema_decay((update - copied) // 2, self.config.decay)
         update_moving_average(networks[step_plan.stage], networks["student"], decay, buffers=True)
 
     def exported(self, networks: Networks) -> nn.Module:
-        """One of them."""
+        """Return the network that the setting ``export`` names."""
         return networks[self.config.export]

@@ -1,8 +1,8 @@
-"""Atlases: the labelled scans are registered onto the unlabelled ones, and any method learns from the labels so made.
+"""Atlases: the labelled scans are registered onto the unlabelled ones, and any method learns from the fused labels.
 
-No network is needed for these labels, and their errors are of another kind than a network's: they keep the shape of the
-organ. Where registration does not find the organ they are of no use, and the labelled scans tell: each is labelled by
-the others. See :mod:`trainer.atlas_labels` and :mod:`trainer.registration` for how the labels are made.
+No network makes these labels, and their errors differ from a network's: they keep the shape of the organ. They are of
+no use where registration does not find the organ. Cross-validation shows this: each labelled scan is labelled by the
+others. :mod:`trainer.atlas_labels` and :mod:`trainer.registration` make the labels.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from trainer.soft_labels import BYTE_MAX
 if TYPE_CHECKING:
     from trainer.atlas_labels import AtlasSet
 
-MIN_MEDIAN_WEIGHT = 0.5  # median weight of a scan's voxels below which the scan looks like no atlas
+MIN_MEDIAN_WEIGHT = 0.5  # median weight of a scan's voxels below which the scan is reported as unlike every atlas
 
 
 class AtlasMethod(LabelThenTrain):
-    """L = L_host + weight(t) (cross-entropy + Dice) / 2 against the soft labels that the atlases give."""
+    """L = L_host + weight(t) (cross-entropy + Dice) / 2 against the soft labels of the atlases."""
 
     name = "atlas"
 
     class Config(Section):
-        """How far the atlases are trusted. The host's own switches stand under its name, as for the host alone.
+        """Weight and selection of the atlases. The host's own settings stand under its name, as for the host alone.
 
         Attributes:
             host: Method that the student is trained with.
             weight: Largest weight of the atlases' term.
-            schedule: That weight stays ``constant``, follows the ``ramp`` of consistency terms, or goes ``falling`` as
-                1 - t/T, so that the student may outgrow the atlases.
+            schedule: Course of the weight: ``constant``, ``ramp`` as for consistency terms, or ``falling`` as 1 - t/T,
+                so that the student may become better than the atlases.
             min_dice: Mean Dice of the labelled scans, labelled by one another, below which the atlases are not used. A
-                host that learns from unlabelled patches then goes on without them; with ``supervised``, half of each
-                batch is unlabelled and teaches nothing.
-            max_atlases: Most labelled scans that serve as atlases, the first ones of the split.
+                host that learns from unlabelled patches then continues without them; with ``supervised``, half of each
+                batch is unlabelled and has no loss.
+            max_atlases: Largest number of labelled scans that serve as atlases, the first ones of the split.
         """
 
         host: MethodName = "mean_teacher"
@@ -70,16 +70,19 @@ class AtlasMethod(LabelThenTrain):
             raise RecipeError("atlas registers scans with SimpleITK, which is not installed; pip install simpleitk.")
 
     def scan_labeller(self, step: int, scans: TrainingScans) -> ScanLabeller:
-        """The atlases that the labelled scans allow; labels without weight if they allow none."""
+        """Return the labeller that uses the atlases; it gives labels of weight 0 if the atlases are not good enough."""
         return self.atlases(scans, scans.labelled) or (lambda names: self._without_weight(names, scans))
 
     def atlases(self, scans: TrainingScans, labelled: Sequence[str], *, tell: bool = True) -> ScanLabeller | None:
-        """What labels scans by some of the labelled ones; None where these show that it cannot.
+        """Return a labeller that uses some of the labelled scans as atlases.
 
         Args:
             scans: The training scans.
             labelled: Names of the scans that serve as atlases.
-            tell: Say what was found.
+            tell: If True, the assessment of the atlases is reported to the person who trains.
+
+        Returns:
+            The labeller; None if the cross-validation of the atlases is worse than ``min_dice``.
         """
         from trainer.atlas_labels import AtlasSet  # needs SimpleITK
 
@@ -88,7 +91,7 @@ class AtlasMethod(LabelThenTrain):
         kept = AtlasSet.from_cases(own, others, LabelChannels.from_targets(self.targets), scans.cache, scans.processes)
         judged = self._judged(kept, scans)
         strange = judged.outliers()
-        if strange:  # what they did to the votes of the others must not count
+        if strange:  # assess again, without the outliers' influence on the votes of the others
             kept = kept.without(strange)
             judged = self._judged(kept, scans)
         if tell:
@@ -106,7 +109,7 @@ class AtlasMethod(LabelThenTrain):
                 scans.progress("registering atlases", number, len(names))
             if tell and unlike:
                 first = ", ".join(unlike[:3]) + (" and others" if len(unlike) > 3 else "")
-                scans.tell(f"Atlases: {len(unlike)} scan(s) look like no atlas, and their labels count less: {first}.")
+                scans.tell(f"Atlases: {len(unlike)} scan(s) resemble no atlas, and their labels count less: {first}.")
 
         return labels_of
 
@@ -114,18 +117,18 @@ class AtlasMethod(LabelThenTrain):
         found = []
         for number, one in enumerate(atlases.cross_validate(), start=1):
             found.append(one)
-            scans.progress("judging atlases", number, len(atlases.cases))
+            scans.progress("assessing atlases", number, len(atlases.cases))
         return AtlasAssessment.from_scores(atlases.names, found)
 
     def guidance(self, logits: Tensor, labels: Tensor, batch: Batch, step_plan: StepPlan) -> Tensor:
-        """See :meth:`Method.guidance`; patches that look like no atlas count less as a whole, too."""
+        """See :meth:`Method.guidance`; in addition, patches that differ from every atlas count less as a whole."""
         term = super().guidance(logits, labels, batch, step_plan)
         if labels.ndim < logits.ndim or not len(labels):
             return term
         return term * (labels[:, -1].float().mean() / BYTE_MAX)
 
     def labelling_workload(self) -> LabellingWorkload:
-        """Every labelled scan onto every other scan, and one way back from each."""
+        """Count the registrations: every labelled scan onto every other scan, and one way back from each."""
         atlases = min(self.task.labelled, self.config.max_atlases)
         judged = atlases * (atlases - 1) + atlases if atlases > 1 else 0
         return LabellingWorkload(registrations=judged + atlases * self.task.unlabelled)
@@ -135,29 +138,29 @@ class AtlasMethod(LabelThenTrain):
             yield name, np.zeros((self.targets.channels + 1, *scans.cases[name].shape), np.uint8)
 
     def guidance_weight(self, update: int) -> float:
-        """The weight of the atlases' term at the student's ``update``."""
+        """Return the weight of the atlases' term at the student's ``update``."""
         return float(self.config.weight * weight_schedule_factor(self.config.schedule, update, self.recipe.updates))
 
 
 def assessment_sentence(judged: AtlasAssessment, atlases: int, strange: Sequence[str], min_dice: float) -> str:
-    """What the labelled scans say of the atlases, for the person who trains.
+    """Describe the assessment of the atlases for the person who trains.
 
     Args:
-        judged: The judgement.
-        atlases: Number of labelled scans before any was left out.
-        strange: Those that were left out.
+        judged: The assessment.
+        atlases: Number of labelled scans before outliers were left out.
+        strange: Names of the outliers that were left out.
         min_dice: See :class:`AtlasMethod.Config`.
     """
     if atlases < 2:
-        return "Atlases: a single labelled scan cannot be judged by others, so its labels are taken as they come."
+        return "Atlases: a single labelled scan cannot be assessed by others, so its labels are used unassessed."
     if judged.dice is None:
         return "Atlases: no labelled scan holds a segment, so the atlases are not used."
     said = (
-        f"Atlases: labelled by one another, the labelled scans reach a mean Dice of {judged.dice:.3f}, and a point is "
-        f"{judged.inconsistency:.1f} mm from where the way to another scan and back leads it."
+        f"Atlases: labelled by one another, the labelled scans reach a mean Dice of {judged.dice:.3f}, and mapping a "
+        f"point to another scan and back moves it by {judged.inconsistency:.1f} mm."
     )
     if strange:
-        said += f" {', '.join(strange)} labels the others much worse than the rest, and is left out as an atlas."
+        said += f" {', '.join(strange)} labels the others much worse than the rest and is left out as an atlas."
     if judged.dice < min_dice:
         return f"{said} That is below {min_dice:g} (methods.atlas.min_dice), so the atlases are not used."
     return said

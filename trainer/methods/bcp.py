@@ -36,12 +36,12 @@ class BCP(Method):
         """The paper's settings.
 
         Attributes:
-            pretrain: share of the updates in stage 1 (2000 of 17000).
-            box: side of the pasted box as a share of the patch's side.
-            weight: alpha, the weight of voxels that carry a pseudo-label.
-            decay: of the teacher's moving average, constant.
-            largest_component: keep only the largest component of each segment of a pseudo-label.
-            export: keep the student, as the paper does, or its moving average.
+            pretrain: Share of the updates in stage 1 (2000 of 17000).
+            box: Side of the pasted box as a share of the patch's side.
+            weight: Weight alpha of voxels with a pseudo-label.
+            decay: Constant decay of the teacher's moving average.
+            largest_component: If True, each segment of a pseudo-label is reduced to its largest component.
+            export: Network that is kept: the ``student``, as in the paper, or its moving average (``teacher``).
         """
 
         pretrain: Share = 0.12
@@ -52,30 +52,34 @@ class BCP(Method):
         export: Literal["student", "teacher"] = "student"
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`Method`; patches are pasted in pairs, labelled and unlabelled ones."""
+        """See :class:`Method`; a labelled and an unlabelled patch are pasted into each other, so both are needed.
+
+        Raises:
+            RecipeError: There are no unlabelled scans.
+        """
         super().__init__(recipe, task)
         if not task.unlabelled:
             raise RecipeError("bcp learns from unlabelled scans, and the split leaves none; take `supervised`.")
 
     def build(self) -> Networks:
-        """The student and its moving average."""
+        """Build the student and its moving average."""
         student = self.build_student()
         return {"student": student, "teacher": freeze(copy.deepcopy(student))}
 
     def step_plan(self, step: int) -> StepPlan:
-        """Labelled patches alone, then halves."""
+        """Train on labelled patches alone in stage 1, then on batches that are half labelled."""
         first = step < round(self.config.pretrain * self.recipe.updates)
         half = self.recipe.batch // 2
         composition = BatchComposition(self.recipe.batch, 0) if first else BatchComposition(half, half)
         return StepPlan("pretrain" if first else "train", {"student": self.student_rate(step)}, composition, step)
 
     def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
-        """Both in train mode, as released."""
+        """Set both networks to train mode, as released."""
         for network in networks.values():
             network.train()
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """Stage 1: on pasted labelled patches. Stage 2: inward and outward (Eqs. 7 to 9)."""
+        """Return the loss on pasted labelled patches in stage 1; that of both directions in stage 2 (Eqs. 7 to 9)."""
         outside = self.paste_mask(batch)
         images, half = batch.images, len(batch) // 2
         if step_plan.stage == "pretrain":
@@ -91,11 +95,11 @@ class BCP(Method):
         labels = self.targets.encode(batch.labels[:half])
         pseudo = self.targets.encode(self.pseudo_labels(networks["teacher"], images[half:]))
         inside = 1 - outside
-        # Labelled around unlabelled, with the first of each; unlabelled around labelled, with the second of each.
+        # A labelled patch with an unlabelled inside, from the first quarters; the reverse, from the second quarters.
         inward = networks["student"](images[:quarter] * outside + images[half : half + quarter] * inside)
         outward = networks["student"](images[half + quarter :] * outside + images[quarter:half] * inside)
         alpha = self.config.weight
-        first, second = outside, inside  # where labels count, of the first and of the second of each
+        first, second = outside, inside  # where labels count, in the first and in the second quarter
         if batch.weights is not None:
             first, second = batch.weights[:quarter, None] * outside, batch.weights[quarter:half, None] * inside
         around = self._pasted(inward, labels[:quarter], first) + alpha * self._pasted(inward, pseudo[:quarter], inside)
@@ -105,17 +109,17 @@ class BCP(Method):
         return {"total": around + within, "inward": around.detach(), "outward": within.detach()}
 
     def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
-        """In stage 1 the teacher is the student; then it follows it."""
+        """Update the teacher: a copy of the student in stage 1, a moving average of it in stage 2."""
         decay = 0.0 if step_plan.stage == "pretrain" else self.config.decay
-        # As released only parameters are averaged; but before its first use the teacher has no statistics of its own.
+        # As released, only parameters are averaged. Stage 1 copies the buffers, so that the teacher has statistics.
         update_moving_average(networks["teacher"], networks["student"], decay, buffers=step_plan.stage == "pretrain")
 
     def exported(self, networks: Networks) -> nn.Module:
-        """The student, or by switch its moving average."""
+        """Return the student or its moving average, as the setting ``export`` says."""
         return networks[self.config.export]
 
     def paste_mask(self, batch: Batch) -> Tensor:
-        """M (1, 1, X, Y, Z): one outside a box, zero in it; where the box lies depends on the step alone."""
+        """Return M (1, 1, X, Y, Z), one outside a box and zero in it; the box's position depends on the step alone."""
         sides = batch.images.shape[2:]
         random = np.random.default_rng((self.recipe.seed, 6, batch.step))
         mask = torch.ones((1, 1, *sides))
@@ -130,12 +134,12 @@ class BCP(Method):
 
     @torch.no_grad()
     def pseudo_labels(self, teacher: nn.Module, images: Tensor) -> Tensor:
-        """The teacher's decisions (N, X, Y, Z), each segment cut down to its largest component."""
+        """Return the teacher's decisions (N, X, Y, Z), each segment reduced to its largest component if so set."""
         decided = self.targets.decide(self.targets.probabilities(teacher(images)))
         if not self.config.largest_component:
             return decided
         masks = self.targets.encode(decided).bool().cpu().numpy()
-        first = self.targets.channels - self.targets.segments  # a background channel is never cut
+        first = self.targets.channels - self.targets.segments  # a background channel is not reduced
         kept = np.zeros_like(masks)
         for index, channel in np.ndindex(masks.shape[0], self.targets.segments):
             kept[index, first + channel] = largest_component(masks[index, first + channel])
@@ -144,7 +148,7 @@ class BCP(Method):
         return self.targets.decide(torch.from_numpy(kept).float()).to(images.device)
 
     def _pasted(self, logits: Tensor, target: Tensor, where: Tensor) -> Tensor:
-        """(CE + Dice) / 2 over the voxels ``where`` is one: (1, 1, X, Y, Z), or weights (N, 1, X, Y, Z)."""
+        """Return (CE + Dice) / 2 over the voxels ``where``: a mask (1, 1, X, Y, Z) or weights (N, 1, X, Y, Z)."""
         crossed = self.targets.cross_entropy(logits, target) * where[:, 0]
         count = where.sum() * (logits.shape[0] // where.shape[0])
         mean = crossed.sum() / count.clamp_min(1)
@@ -152,7 +156,7 @@ class BCP(Method):
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest 26-connected component of a mask (X, Y, Z); an empty mask stays empty."""
+    """Return the largest 26-connected component of a mask (X, Y, Z); an empty mask stays empty."""
     components, count = ndimage.label(mask, structure=CONNECTIVITY)
     if count <= 1:
         return mask

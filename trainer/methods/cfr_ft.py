@@ -1,4 +1,4 @@
-"""CFR's first stage alone: SAM, fine-tuned on canvases of the labelled scans' slices, segments volumes itself (CFR_FT).
+"""CFR's first stage alone: SAM, fine-tuned on mosaics of the labelled scans' slices, segments volumes itself (CFR_FT).
 
 Li et al., "Concatenate, Fine-tuning, Re-training: A SAM-enabled framework for semi-supervised 3D medical image
 segmentation", 2024; equation numbers are the paper's.
@@ -7,7 +7,7 @@ segmentation", 2024; equation numbers are the paper's.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,27 +28,34 @@ from trainer.schedules import rate_factor
 from trainer.slice_mosaic import SliceMosaic, make_slice_mosaic, mosaic_labels
 from trainer.slices import from_slices, to_slices
 
-UNKNOWN = -2  # label of a voxel that nobody outlined
+UNKNOWN = -2  # label of a voxel without annotation
 
 
 class FineTunedSam(Method):
-    """What CFR and its first stage alone share: SAM, canvases, and the loss on them."""
+    """Base class of CFR and of its first stage alone: SAM, the mosaics of slices, and the loss on them.
+
+    A mosaic of slices is called a canvas in the settings.
+    """
+
+    former_members: ClassVar[dict[str, str]] = {"on_volumes": "as_volume_network"}
 
     class Config(Section):
-        """The foundation model and what it sees.
+        """Settings of the foundation model and of its input.
 
         Attributes:
-            sam: the foundation model.
-            input: all slices of a patch ``concatenate`` on one canvas; ``upsample`` each slice to a canvas of its own;
-                or the same with ``small`` canvases, which ``sam.side`` says.
-            grid: cells per side of a canvas, with enlarged slices on several canvases (fig. 5b); None shows the slices
-                as they are, all on one.
-            slices: Number of slices of a patch that are drawn for a step, with a slice per canvas.
-            bend: share of the slices whose values go along a random curve.
-            shuffle_slices, turn_slices: destroy the order of the slices, or turn and mirror each (fig. 4).
-            turn_canvas: turn and mirror whole canvases.
+            sam: The foundation model.
+            input: Layout of the slices: ``concatenate`` shows all slices of a patch on one canvas; ``upsample``
+                enlarges each slice to a canvas of its own; ``small`` does the same with canvases of ``sam.side`` pixels
+                per side.
+            grid: Number of cells per side of a canvas, with enlarged slices on several canvases (fig. 5b); with None,
+                all slices of a patch are on one canvas at their own size.
+            slices: Number of slices of a patch that are drawn for a step, if each has its own canvas.
+            bend: Share of the slices whose intensities are mapped by a random curve.
+            shuffle_slices, turn_slices: If True, the order of the slices is random, or each slice is randomly rotated
+                and mirrored (fig. 4).
+            turn_canvas: If True, whole canvases are randomly rotated and mirrored.
             sam_optimiser, sam_schedule: Optimiser of the foundation model and schedule of its learning rate.
-            volumes: labelled patches per step of the foundation model; each is one canvas when concatenated.
+            volumes: Number of labelled patches per step of the foundation model; each is one canvas when concatenated.
         """
 
         sam: SamSettings = SamSettings()
@@ -64,19 +71,23 @@ class FineTunedSam(Method):
         volumes: Positive = 2
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`Method`; the slices have to fit."""
+        """See :class:`Method`.
+
+        Raises:
+            RecipeError: The slices do not fit on a canvas, or settings contradict each other.
+        """
         super().__init__(recipe, task)
         switches = self.config
         if switches.input != "concatenate" and switches.grid is not None:
-            raise RecipeError("methods.cfr.grid says how slices are concatenated; leave it out.")
+            raise RecipeError("methods.cfr.grid applies to `input: concatenate` only; leave it out.")
         if switches.input == "small" and switches.sam.side is None:
-            raise RecipeError("methods.cfr.sam.side: say how many pixels a side `small` images have.")
+            raise RecipeError("methods.cfr.sam.side: give the number of pixels per side of `small` images.")
         self.canvas: SliceMosaic = make_slice_mosaic(
             recipe.size(), task.slice_axis, switches.sam.image_side(), self.cells
         )
 
     def check_parts(self, processes: int) -> None:
-        """See :meth:`Method.check_parts`; the foundation model's batches are shared evenly too."""
+        """See :meth:`Method.check_parts`; the foundation model's batches are divided evenly, too."""
         super().check_parts(processes)
         parts = processes * self.recipe.accumulate
         if self.config.volumes % parts:
@@ -86,29 +97,30 @@ class FineTunedSam(Method):
             )
 
     def optimiser(self, network: str) -> Optimiser:
-        """The foundation model's own."""
+        """Return the settings of the foundation model's optimiser."""
         own: Optimiser = self.config.sam_optimiser
         return own
 
     @property
     def cells(self) -> int | None:
-        """Cells per side of a canvas; None for as many as hold all slices."""
+        """Number of cells per side of a canvas; None for as many as hold all slices."""
         grid: int | None = self.config.grid
         return grid if self.config.input == "concatenate" else 1
 
     def build_sam(self) -> SamSegmenter:
-        """The foundation model."""
+        """Build the foundation model."""
         return build_sam(self.config.sam, self.task.inputs, self.targets.channels)
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
-        """The foundation model's weights."""
+        """Return the foundation model's pretrained weights."""
         sam: SamSettings = self.config.sam
         return sam.pretrained()
 
     def canvas_loss(self, sam: nn.Module, batch: Batch) -> Tensor:
-        """(Dice + CE) / 2 on canvases; CE leaves out where there is no voxel, Dice wants no segment there.
+        """Return (Dice + CE) / 2 on canvases.
 
-        Voxels that nobody outlined count in neither.
+        Pixels outside all slices do not count in CE; in Dice their target is zero in every channel. Voxels without
+        annotation count in neither.
         """
         images, labels, there = self.canvases(batch)
         logits = sam(images)
@@ -118,9 +130,11 @@ class FineTunedSam(Method):
         return 0.5 * (crossed + dice_pooled(self.targets.probabilities(logits) * known[:, None], target))
 
     def canvases(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (M, C, side, side), labels (M, side, side), and where there are voxels, of the batch's patches.
+        """Lay the slices of the batch's patches out on canvases.
 
-        The label of a voxel that nobody outlined is :data:`UNKNOWN`.
+        Returns:
+            Images (M, C, side, side); labels (M, side, side), :data:`UNKNOWN` at voxels without annotation; and a mask
+            (M, side, side) of the pixels that show a voxel.
         """
         axis, count = self.task.slice_axis, len(batch)
         labels = batch.labels
@@ -146,38 +160,43 @@ class FineTunedSam(Method):
         return images, labels, there
 
     def as_volume_network(self, sam: nn.Module) -> MosaicSegmenter:
-        """The foundation model on volumes (N, C, X, Y, Z)."""
+        """Return the foundation model as a network for volumes (N, C, X, Y, Z)."""
         assert isinstance(sam, SamSegmenter)
         return MosaicSegmenter(sam, self.canvas)
 
 
 class CFRFT(FineTunedSam):
-    """L_ft = (Dice + CE) / 2 of the foundation model on canvases (Eq. 5); it is the network that is kept."""
+    """L_ft = (Dice + CE) / 2 of the foundation model on mosaics (Eq. 5); it is the network that is kept."""
 
     name = "cfr_ft"
 
     class Config(Section):
-        """The foundation model and its settings are those of ``methods.cfr``: ``sam``, ``sam_optimiser``,
-        ``sam_schedule``, ``volumes``, and what canvases look like. The recipe's ``updates`` holds; ``student`` is not
-        used.
+        """No settings of its own: those of ``methods.cfr`` apply.
+
+        They are ``sam``, ``sam_optimiser``, ``sam_schedule``, ``volumes`` and the settings of the canvases. The
+        recipe's ``updates`` applies; ``student`` is not used.
         """
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`FineTunedSam`; what only a 3D student has is refused."""
+        """See :class:`FineTunedSam`.
+
+        Raises:
+            RecipeError: The recipe has keys that apply to 3D students only.
+        """
         super().__init__(recipe, task)
         reject_deep_supervision(self, "trains SAM, which has no levels of a decoder")
         reject_initial_run(self, "methods.cfr.sam.weights")
 
     @classmethod
     def read_config(cls, recipe: Recipe) -> Section:
-        """Those of ``methods.cfr``; ``methods.cfr_ft`` has none of its own."""
+        """Validate and return the settings of ``methods.cfr``; ``methods.cfr_ft`` has none of its own."""
         super().read_config(recipe)
         return method_class("cfr").read_config(recipe)
 
     @classmethod
     def students(cls, recipe: Recipe) -> tuple[AnyNetworkConfig, ...]:
-        """SAM on volumes."""
-        return (parse_network_config({"kind": "canvas"}),)  # it is only asked which patches suit it
+        """Return the configuration of SAM on volumes."""
+        return (parse_network_config({"kind": "slice_mosaic"}),)  # used only to find patch sizes that suit it
 
     def check_parts(self, processes: int) -> None:
         """See :meth:`FineTunedSam.check_parts`."""
@@ -186,17 +205,20 @@ class CFRFT(FineTunedSam):
             self.require_in_each_part(self.composition(None), processes, labelled=1, unlabelled=0)
 
     def build(self) -> Networks:
-        """The foundation model on volumes."""
+        """Build the foundation model as a network for volumes."""
         return {"student": self.as_volume_network(self.build_sam())}
 
     def step_plan(self, step: int) -> StepPlan:
-        """Every step trains on labelled patches, on half a batch of them when a guide labels the others."""
+        """Train on labelled patches in every step.
+
+        If an earlier stage guides this one, half of the recipe's batch is unlabelled patches.
+        """
         composition = self.composition(None) if self.guided else BatchComposition(self.config.volumes, 0)
         factor = rate_factor(self.config.sam_schedule, step, self.recipe.updates)
         return StepPlan("fine-tune", {"student": self.optimiser("student").rate * factor}, composition, step)
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """Eq. 5."""
+        """Return Eq. 5."""
         sam = networks["student"]
         assert isinstance(sam, MosaicSegmenter)
         n = batch.labelled
@@ -205,16 +227,16 @@ class CFRFT(FineTunedSam):
         return {"total": total, "sam": total.detach()}
 
     def exported_config(self) -> AnyNetworkConfig:
-        """See :meth:`Method.exported_config`; without the weights that it began with, which the run's own replace."""
+        """See :meth:`Method.exported_config`; it names no pretrained weights, which the run's own weights replace."""
         sam: SamSettings = self.config.sam
         if sam.weights is not None:
             sam = sam.without_weights(self.build_sam().network)
-        section = {"kind": "canvas", "sam": sam.model_dump(mode="json"), "grid": self.cells}
+        section = {"kind": "slice_mosaic", "sam": sam.model_dump(mode="json"), "grid": self.cells}
         return parse_network_config({**section, "axis": self.task.slice_axis})
 
 
 def _each_turned(images: Tensor) -> Tensor:
-    """Each image (C, H, W) turned by a random number of right angles (of half turns, if not square) and mirrored."""
+    """Rotate each image (C, H, W) by a random multiple of 90 degrees (180 if it is not square) and mirror it or not."""
     step = 1 if images.shape[-1] == images.shape[-2] else 2
     turns = torch.randint(0, 4 // step, (len(images),)).mul(step).tolist()
     mirrored = torch.randint(0, 2, (len(images),)).tolist()

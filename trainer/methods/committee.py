@@ -1,9 +1,9 @@
-"""A committee teaches one student: networks of any methods, and atlases, label the unlabelled scans together.
+"""A committee of networks of any methods, and of atlases, labels the unlabelled scans for one student.
 
-Each member is a run of its own inside the run folder, trained by the method that it names. What the members say of the
-unlabelled scans is calibrated and mixed (:mod:`trainer.opinion_pool`), and a new student of any size learns from the
-labels and from these soft labels, as in distillation from an ensemble (Hinton, Vinyals and Dean 2015) and in
-self-training with a noisy student (Xie et al., CVPR 2020). A second round has such students as its members. The last
+Each member is a run of its own inside the run folder, trained by the method that it names. The members' predictions of
+the unlabelled scans are calibrated and pooled (:mod:`trainer.opinion_pool`), and a new student of any size learns from
+the labels and from these soft labels, as in distillation from an ensemble (Hinton, Vinyals and Dean 2015) and in
+self-training with a noisy student (Xie et al., CVPR 2020). The members of a second round are such students. The last
 student is the one that is kept, evaluated and exported; the members' runs stay in RUN/members.
 """
 
@@ -44,19 +44,19 @@ from trainer.scan_labelling import LabellingWorkload, ScanLabeller, TrainingScan
 from trainer.soft_labels import BYTE_MAX, to_bytes, to_label_map
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-FOREGROUND_MARGIN = 4  # voxels: how far from any foreground the voxels lie that opinions are weighed on
-MAX_VOXELS = 20_000  # of a scan, on which opinions are weighed
+FOREGROUND_MARGIN = 4  # largest distance in voxels from any foreground of the voxels that weights are fitted on
+MAX_VOXELS = 20_000  # largest number of voxels of a scan that weights are fitted on
 
 
 class CommitteeMember(Section):
-    """A network of the committee, trained on the scans as the student sees them.
+    """A network of the committee, trained on scans that are preprocessed as for the student.
 
     Attributes:
-        method: Method that trains it; its switches stand in the recipe under its own name.
-        seed: Seed of its run.
-        updates: Its updates, where they are not the recipe's.
-        student: Its network, where that is not the recipe's student.
-        switches: Further switches of its method.
+        method: Method that trains the network; its settings stand in the recipe under its own name.
+        seed: Seed of the member's run.
+        updates: Number of updates; None takes the recipe's.
+        student: Network; None takes the recipe's student.
+        switches: Further settings of the member's method.
     """
 
     method: MethodName
@@ -74,9 +74,9 @@ class LabelSource:
     """A source of labels for whole scans.
 
     Attributes:
-        name: For the person who trains.
-        of: From names of scans to each name with the probabilities (C, X, Y, Z) of its channels, and where the source
-            knows anything (X, Y, Z); None for everywhere.
+        name: Name in messages.
+        of: Function from names of scans to tuples of a name, the probabilities (C, X, Y, Z) of its channels, and a
+            weight (X, Y, Z) that is zero where the source has no opinion; None if it has one everywhere.
     """
 
     name: str
@@ -89,17 +89,19 @@ class Committee(LabelThenTrain):
     name = "committee"
 
     class Config(Section):
-        """Who is in the committee, and how it is heard.
+        """Members of the committee and weights of their predictions.
 
         Attributes:
             members: Networks of the first round.
-            atlas: Atlases have a vote, too, where the labelled scans do not speak against them (``methods.atlas``).
-            host: Method that the student is trained with, beside what the committee says.
-            rounds: Rounds; the members of each further one are students of the one before.
+            atlas: If True, atlases are a source of labels, too, unless cross-validation on the labelled scans rules
+                them out (``methods.atlas``).
+            host: Method that the student is trained with, in addition to the committee's labels.
+            rounds: Number of rounds; the members of each further round are students of the round before.
             students: Number of students of a round that are members of the next.
-            weighing: ``equal`` votes; or ``cross_fitted``: temperatures and weights of the first round's sources under
-                which the labelled scans are most likely, each labelled by networks that did not learn from it. That
-                trains each member ``folds`` times more. The students of a round have equal votes in the next.
+            weighing: Weights of the sources: ``equal``; or ``cross_fitted``, the temperatures and weights of the first
+                round's sources that maximise the likelihood of the labelled scans, each predicted by networks that did
+                not learn from it. Each member is then trained ``folds`` more times. The students of a round have equal
+                weights in the next.
             folds: Number of parts of the labelled scans that are held back in turn.
             weight: Weight of the committee's term.
         """
@@ -114,11 +116,11 @@ class Committee(LabelThenTrain):
         weight: Annotated[float, Field(ge=0)] = 1.0
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`LabelThenTrain`; members that cannot work are refused now.
+        """See :class:`LabelThenTrain`; the members' recipes are checked, too.
 
         Raises:
-            RecipeError: There are too few labelled scans to hold some back, or a member is there twice or a committee
-                itself.
+            RecipeError: There are too few labelled scans to hold some back, a member is listed twice or is a committee
+                itself, or a member's method refuses its recipe.
         """
         super().__init__(recipe, task)
         if self._cross_fits and task.labelled < self.config.folds:
@@ -128,14 +130,15 @@ class Committee(LabelThenTrain):
             )
         chosen = list(self.config.members)
         if twice := next((one for number, one in enumerate(chosen) if one in chosen[:number]), None):
-            raise RecipeError(f"methods.committee.members: {twice.method} is there twice; give it another seed.")
+            raise RecipeError(f"methods.committee.members: {twice.method} is listed twice; give it another seed.")
         for member in chosen:
             method = method_class(member.method)
             if method.name == self.name or (
                 issubclass(method, PretrainThenTrain) and self.name in method.chain(recipe)
             ):
                 raise RecipeError(
-                    f"methods.committee.members: {member.method} is, or leads to, a committee; `rounds` repeats it."
+                    f"methods.committee.members: {member.method} is, or leads to, a committee; for further rounds set "
+                    "`rounds`."
                 )
         self._atlas = AtlasMethod(recipe, task) if self.config.atlas else None
         self._channels = LabelChannels.from_targets(self.targets)
@@ -151,7 +154,7 @@ class Committee(LabelThenTrain):
         return self.config.weighing == "cross_fitted" and self.config.rounds == 1
 
     def members(self) -> tuple[CommitteeMember, ...]:
-        """The networks of this round."""
+        """Return the networks of this round."""
         if self.config.rounds == 1:
             return tuple(self.config.members)
         earlier = {"rounds": self.config.rounds - 1}
@@ -159,7 +162,7 @@ class Committee(LabelThenTrain):
         return tuple(CommitteeMember(method=self.name, seed=seed, switches=earlier) for seed in seeds)
 
     def recipe_of(self, member: CommitteeMember) -> Recipe:
-        """The recipe of a member's run; it keeps its last iterate, as validation scans are for the student."""
+        """Return the recipe of a member's run, which keeps the last iterate: validation scans are for the student."""
         document = self.recipe.model_dump(mode="json")
         own = document["methods"].get(member.method, {})
         document |= {"method": member.method, "seed": member.seed, "patience": None}
@@ -171,17 +174,17 @@ class Committee(LabelThenTrain):
         return make_recipe(document, source=f"methods.committee.members, {member.method}")
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
-        """Weights that any member starts from have taught the student, too."""
+        """Return the pretrained weights of all members, since the student learns from them indirectly."""
         return tuple(dict.fromkeys(weights for stages in self._stages for weights in stages.pretrained()))
 
     def guidance_weight(self, update: int) -> float:
-        """Constant."""
+        """Return the constant weight of the committee's term."""
         return float(self.config.weight)
 
-    # --- what the committee says ----------------------------------------------------------------------------------
+    # --- labels of the committee ----------------------------------------------------------------------------------
 
     def labelling_workload(self) -> LabellingWorkload:
-        """The runs of the members, those of the folds, and the atlases'; a round's members share theirs."""
+        """Count the runs of the members and folds, and the registrations, which the members of a round share."""
         labelled = self.task.labelled
         members = [(self.recipe_of(member), labelled, 1) for member in self.members()]
         if self._cross_fits:
@@ -191,7 +194,7 @@ class Committee(LabelThenTrain):
         return LabellingWorkload(own, tuple(members))
 
     def scan_labeller(self, step: int, scans: TrainingScans) -> ScanLabeller:
-        """The members, trained where they are not yet, and the mixture of what they say."""
+        """Train the members that are not trained yet, and return a labeller that pools all sources."""
         folds = self._folds(scans) if self._cross_fits else ()
         opinions = self._opinions(scans, scans.labelled)
         temperatures, weights = [1.0] * len(opinions), [1.0 / len(opinions)] * len(opinions)
@@ -207,7 +210,7 @@ class Committee(LabelThenTrain):
                 labels = to_bytes(channels, np.ones(channels.shape[1:], np.float32))
                 volumes.append(self._volumes(to_label_map(labels, self.targets), scans.cases[name]))
                 yield name, labels
-                scans.progress("asking the committee", number, len(names))
+                scans.progress("labelling by the committee", number, len(names))
             if volumes:
                 outlined = [self._volumes(np.asarray(scans.cases[n].labels), scans.cases[n]) for n in scans.labelled]
                 scans.tell(_volumes_sentence(self.config.rounds, outlined, volumes))
@@ -215,9 +218,9 @@ class Committee(LabelThenTrain):
         return labels_of
 
     def _opinions(self, scans: TrainingScans, labelled: tuple[str, ...]) -> list[LabelSource]:
-        """Every source, learned from some of the labelled scans; members that are not trained yet are trained.
+        """Return the sources, learned from some of the labelled scans; members that are not trained yet are trained.
 
-        The atlases, if they have a vote, are the last.
+        The atlases, if they are used, are the last source.
         """
         found = []
         for member in self.members():
@@ -230,7 +233,7 @@ class Committee(LabelThenTrain):
         return found
 
     def _folder_of(self, member: CommitteeMember, labelled: tuple[str, ...]) -> str:
-        """A name for a member's run that tells it from every other one's of this run."""
+        """Return a folder name for a member's run that is unique within this run."""
         told = json.dumps([member.model_dump(mode="json"), sorted(labelled)], sort_keys=True)
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]
         return f"{member.method.replace(':', '.')}-seed{member.seed}-{digest}"
@@ -257,7 +260,7 @@ class Committee(LabelThenTrain):
         temperatures: Sequence[float],
         weights: Sequence[float],
     ) -> FloatArray:
-        """Channels (C, X, Y, Z) of what the sources say."""
+        """Pool the sources' predictions into channels (C, X, Y, Z)."""
         pool = [self._tempered(channels, t) for (channels, _), t in zip(said, temperatures, strict=True)]
         return channels_from_outcomes(
             pool_opinions(pool, weights, [self._known(where) for _, where in said]), exclusive=self._exclusive
@@ -273,14 +276,17 @@ class Committee(LabelThenTrain):
         return np.broadcast_to(where, (self.targets.channels, *where.shape))
 
     def _volumes(self, codes: NDArray[np.uint8], case: PreparedCase) -> list[float]:
-        """Volume in ml of each segment."""
+        """Return the volume in ml of each segment."""
         ml = float(np.prod(case.spacing)) / 1000.0
         return [float(mask.sum()) * ml for mask in self._channels.masks(codes, case.has_ignored_voxels)[:-1]]
 
     # --- cross-fitting --------------------------------------------------------------------------------------------
 
     def _folds(self, scans: TrainingScans) -> tuple[tuple[str, ...], ...]:
-        """Parts of the labelled scans to hold back in turn; none, and a sentence, where that is not possible."""
+        """Return the parts of the labelled scans to hold back in turn.
+
+        There are none, and a message says so, if a part's complement does not hold every segment.
+        """
         folds = tuple(scans.labelled[k :: self.config.folds] for k in range(self.config.folds))
         volumes = {
             name: self._volumes(np.asarray(scans.cases[name].labels), scans.cases[name]) for name in scans.labelled
@@ -288,8 +294,8 @@ class Committee(LabelThenTrain):
         for held in folds:
             if not np.any([volumes[name] for name in scans.labelled if name not in held], axis=0).all():
                 scans.tell(
-                    f"Committee: without {', '.join(held)} no labelled scan holds every segment, so none can be held "
-                    "back, and the members have equal votes."
+                    f"Committee: without {', '.join(held)} the labelled scans lack a segment, so none can be held "
+                    "back, and the members have equal weights."
                 )
                 return ()
         return folds
@@ -297,7 +303,7 @@ class Committee(LabelThenTrain):
     def _weighed(
         self, opinions: Sequence[LabelSource], folds: Sequence[tuple[str, ...]], scans: TrainingScans
     ) -> tuple[list[float], list[float]]:
-        """Temperatures and weights of the sources, from labelled scans that they did not learn from."""
+        """Fit temperatures and weights of the sources on labelled scans that they did not learn from."""
         shares: list[list[FloatArray]] = [[] for _ in opinions]
         truth: list[NDArray[np.int64]] = []
         for held in folds:
@@ -308,7 +314,7 @@ class Committee(LabelThenTrain):
                 right, chosen = self._weighed_voxels(scans.cases[case_id], [channels for channels, _ in said])
                 truth.append(right)
                 for number, flat in enumerate(shares):
-                    # Atlases that step aside with fewer labelled scans have no opinion there.
+                    # Atlases that are ruled out with fewer labelled scans have no opinion there.
                     flat.append(self._flat(said[number], chosen) if number < len(said) else self._uniform(len(right)))
         right = np.concatenate(truth)
         if not len(right):
@@ -320,7 +326,7 @@ class Committee(LabelThenTrain):
         return temperatures, [float(w) for w in fit_pool_weights(given)]
 
     def _flat(self, said: tuple[FloatArray, FloatArray | None], chosen: NDArray[np.int64]) -> FloatArray:
-        """Opinions (V, K) of chosen outcomes; where the source knows nothing, all outcomes are alike."""
+        """Return opinions (V, K) at chosen voxels; where the source has none, all outcomes are equally likely."""
         channels, where = said
         found = outcomes_from_channels(channels, exclusive=self._exclusive)
         flat = found.reshape(-1, found.shape[-1])[chosen]
@@ -330,14 +336,18 @@ class Committee(LabelThenTrain):
         return np.asarray(flat, dtype=np.float32)
 
     def _uniform(self, count: int) -> FloatArray:
-        """The opinion of who has none."""
+        """Return opinions (count, K) in which all outcomes are equally likely."""
         size = self.targets.channels if self._exclusive else 2
         return np.full((count, size), 1.0 / size, np.float32)
 
     def _weighed_voxels(
         self, case: PreparedCase, said: Sequence[FloatArray]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Right outcomes, and which of the flat outcomes they are: near what anybody calls a segment."""
+        """Choose the voxels that weights are fitted on: near any source's or the labels' foreground.
+
+        Returns:
+            The correct outcome of each chosen voxel, and its index among the flat outcomes.
+        """
         codes = np.asarray(case.labels)
         *masks, known = self._channels.masks(codes, case.has_ignored_voxels) > 0
         found = np.any(masks, axis=0)

@@ -1,8 +1,8 @@
-"""Comparative and contrastive pre-training: the student first learns, without labels, that slices from one place of
-the body are more alike than slices from two; then another method trains it.
+"""Comparative and contrastive pre-training: the student first learns, without labels, to compare slices.
 
-"Comparative unsupervised pre-training" (2025); equation numbers are that paper's. Both objectives are written on one
-matrix of similarities (trainer/slice_similarity.py), so a step of one costs about what a step of the other does.
+Slices from one position of the body become more similar than slices from two positions; then another method trains the
+student. "Comparative unsupervised pre-training" (2025); equation numbers are that paper's. Both objectives use one
+matrix of similarities (trainer/slice_similarity.py), so that their steps take about the same time.
 """
 
 from __future__ import annotations
@@ -35,44 +35,46 @@ from trainer.slice_similarity import (
     take_slices,
 )
 
-EMPTY_LOOKS = 20  # with nothing to compare: the patches are too small for the scans
+EMPTY_LOOKS = 20  # first checks without anything to compare, after which the patches count as too small
 
 
 class Comparative(PretrainThenTrain):
-    """Eq. 2 on features of the encoder, then on the logits, then the method named by ``then``."""
+    """Pre-training by Eq. 2 on features of the encoder, then on the logits, before the method that ``then`` names."""
 
     name = "comparative"
     next_method_key = "then"
     uses = ("student",)
 
     class Config(Section):
-        """The paper's settings, and where its text and its code differ.
+        """The paper's settings, with a choice where its text and its code differ.
 
         Attributes:
-            then: the method that follows; its switches stand under its name.
-            feature_updates: most steps on the features that the student calls ``compared``; 0 leaves them out.
-            output_updates: most steps on the logits.
-            least_updates: fewest steps of each, if there are as many.
-            look_every: steps between two looks at whether a stage has converged.
-            window: looks that are compared.
-            converged: a stage ends when its loss, the mean over the terms of ``look_every`` steps, is within this
-                share of the mean of the ``window`` times before; 0 never ends it early.
-            rate: learning rate of both stages; None is the recipe's. It is constant.
-            volumes, crops: scans per step, and patches of each.
-            partitions: equal parts along an axis.
-            positions: the parts are of the ``body`` (the scan's extent), or, as released, of the ``patch``, wherever it
-                was cut.
-            temperature: of the cosines: 0.1 as released; the paper has none, which is 1.
-            triplets: of ``all`` patches, as released, two crops of one scan included; or as Eq. 2 is printed, similar
-                slices from two scans and the dissimilar one from the ``same_scan`` as the reference.
-            denominator: of Eq. 3: as ``printed``, over the other parts of the reference's scan, or as ``released``,
-                over the dissimilar slices of all references.
-            reduction: ``mean`` over the terms of a step; the ``sum`` of Eq. 2 and 3 grows with their number, which
-                depends on the patches, and with it the gradient (a norm of several thousand at the first step).
-            axes: slice along one axis after another, step by step (``cycle``), along all in each step (``together``),
-                or along one for a whole pass over the scans, as released (``passes``).
-            space: the second stage compares ``logits``, as released, or ``probabilities``.
-            freeze_encoder: in the second stage, as released; the paper trains all.
+            then: Method that follows; its settings stand under its own name.
+            feature_updates: Largest number of steps on the features that the student calls ``compared``; 0 skips them.
+            output_updates: Largest number of steps on the logits.
+            least_updates: Smallest number of steps of each stage, unless its largest number is smaller.
+            look_every: Number of steps between two checks of convergence.
+            window: Number of earlier checks with which a check is compared.
+            converged: Share within which a stage's loss has to be of the mean of the ``window`` checks before, so that
+                the stage ends; the loss is the mean over the terms of ``look_every`` steps. With 0 no stage ends early.
+            rate: Constant learning rate of both stages; None takes the recipe's.
+            volumes, crops: Number of scans per step, and of patches from each.
+            partitions: Number of equal parts along an axis.
+            positions: Extent that is divided into parts: the ``body`` (the scan's extent), or, as released, the
+                ``patch``, regardless of its position in the scan.
+            temperature: Divisor of the cosines: 0.1 as released; the paper has none, which is 1.
+            triplets: Triplets that are compared: of ``all`` patches, as released, including two crops of one scan; or,
+                as Eq. 2 is printed, similar slices from two scans and the dissimilar slice from the ``same_scan`` as
+                the reference.
+            denominator: Denominator of Eq. 3: as ``printed``, over the other parts of the reference's scan, or as
+                ``released``, over the dissimilar slices of all references.
+            reduction: Reduction of the terms of a step: ``mean``; or ``sum``, as in Eq. 2 and 3, which grows with the
+                number of terms, and with it the gradient (a norm of several thousand at the first step). This number
+                depends on the patches.
+            axes: Axes that are sliced: one after another, step by step (``cycle``); all in each step (``together``); or
+                one for a whole pass over the scans, as released (``passes``).
+            space: Outputs that the second stage compares: ``logits``, as released, or ``probabilities``.
+            freeze_encoder: If True, the encoder is frozen in the second stage, as released; the paper trains all.
         """
 
         then: MethodName = "supervised"
@@ -96,24 +98,28 @@ class Comparative(PretrainThenTrain):
         freeze_encoder: bool = True
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`PretrainThenTrain`; the student has to say which of its modules are what."""
+        """See :class:`PretrainThenTrain`.
+
+        Raises:
+            RecipeError: The student does not name the modules that are needed, or the next method would restart it.
+        """
         super().__init__(recipe, task)
         student, switches = parse_network_config(recipe.student), self.config
         if switches.feature_updates:
             student.module_name("compared")
         if isinstance(self.host, SelfTraining) and self.host.config.restart:
             raise RecipeError(
-                "methods.self_training.restart: a student that starts anew in each round would lose what it was "
-                "pre-trained for; set it to false."
+                "methods.self_training.restart: a student that restarts in each round would lose its pre-trained "
+                "weights; set it to false."
             )
         if switches.freeze_encoder and switches.output_updates and not student.encoder():
             raise RecipeError(
-                f"The student does not say which of its modules are its encoder, which methods.{self.name} freezes; "
+                f"The student does not name the modules of its encoder, which methods.{self.name} freezes; "
                 "name them in `student.encoding`, or set `freeze_encoder: false`."
             )
 
     def check_parts(self, processes: int) -> None:
-        """See :meth:`Method.check_parts`; a patch alone has nothing to be compared with."""
+        """See :meth:`Method.check_parts`; each part needs two patches to compare."""
         super().check_parts(processes)
         patches, parts = self.config.volumes * self.config.crops, processes * self.recipe.accumulate
         if patches < 2 * parts:
@@ -123,33 +129,33 @@ class Comparative(PretrainThenTrain):
             )
 
     def build(self) -> Networks:
-        """The memory that tells whether a stage has converged; the student is that of the method that follows."""
+        """Build the convergence monitor; the student is that of the method that follows."""
         if self.config.positions == "patch" and self.config.feature_updates:
             with torch.device("meta"):
                 self._require_slices(self.build_student())
         return {"convergence": ConvergenceMonitor(self.config.window, self.config.converged)}
 
-    # --- who learns when ------------------------------------------------------------------------------------------
+    # --- schedule of the training ---------------------------------------------------------------------------------
 
     @property
     def steps(self) -> int:
-        """Both objectives."""
+        """Number of steps of both stages."""
         return int(self.config.feature_updates + self.config.output_updates)
 
     def step_plan(self, step: int) -> StepPlan:
-        """Patches of all training scans, cut anywhere; no label is looked at."""
+        """Take patches of all training scans at random positions; labels are not used."""
         count, crops = self.config.volumes * self.config.crops, self.config.crops
         rate = self.config.rate or self.recipe.optimiser.rate
         stage = "features" if step < self.config.feature_updates else "output"
         return StepPlan(stage, {"student": rate}, BatchComposition(0, 0, count, crops), 0, validate=False)
 
     def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
-        """Freeze the encoder where it is frozen."""
+        """See :meth:`Method.prepare`; freeze the encoder in the second stage if ``freeze_encoder`` is set."""
         super().prepare(networks, step_plan)
         self._train_encoder(networks["student"], not (step_plan.stage == "output" and self.config.freeze_encoder))
 
     def hand_over(self, networks: Networks) -> None:
-        """Give the student to those networks of the next stage that started as its copy."""
+        """Copy the student's weights to the network of the next stage that started as its copy."""
         student = networks["student"]
         self._train_encoder(student, True)
         if "teacher" in networks:
@@ -162,15 +168,15 @@ class Comparative(PretrainThenTrain):
             unwrap_network(student).get_submodule(name).requires_grad_(trains)
 
     def committee(self, networks: Networks) -> Networks:
-        """None of its own."""
+        """Return no network."""
         return {}
 
     def fresh_optimisers(self, step: int) -> tuple[str, ...]:
-        """Each objective, and the next stage, begins without the moments of the one before."""
+        """Start each objective, and the next stage, without the moments of the objective before."""
         return ("student",) if step in (self.config.feature_updates, self.steps) else ()
 
     def next_step(self, networks: Networks, step: int) -> int:
-        """To the end of an objective that has converged."""
+        """Continue at the end of an objective that has converged."""
         convergence = networks["convergence"]
         assert isinstance(convergence, ConvergenceMonitor)
         begun, ended = (0, self.config.feature_updates)
@@ -187,10 +193,10 @@ class Comparative(PretrainThenTrain):
             return int(ended)
         return step
 
-    # --- what they learn ------------------------------------------------------------------------------------------
+    # --- losses ---------------------------------------------------------------------------------------------------
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The objective on the features or on the output."""
+        """Return the objective on the features or on the output."""
         student = networks["student"]
         if step_plan.stage == "features":
             with features_out(student, self._layer()) as found:
@@ -203,7 +209,7 @@ class Comparative(PretrainThenTrain):
         with torch.autocast(compared.device.type, enabled=False):
             losses, counts = zip(*map(self.objective, self.slices(compared, batch)), strict=True)
             total = torch.stack(losses).sum()
-            total = total + 0.0 * compared.float().sum()  # where nothing is comparable
+            total = total + 0.0 * compared.float().sum()  # keeps a gradient where nothing is comparable
             terms = torch.stack(counts).sum()
             convergence = networks["convergence"]
             assert isinstance(convergence, ConvergenceMonitor)
@@ -214,7 +220,7 @@ class Comparative(PretrainThenTrain):
         return {"total": total, self.name: total.detach(), "terms": terms.detach()}
 
     def slices(self, compared: Tensor, batch: Batch) -> list[SliceFeatures]:
-        """The slices that are compared, for each axis whose turn it is."""
+        """Return the slices that are compared, for each axis of this step."""
         switches = self.config
         # One offset for all patches and processes: it depends on the step alone.
         random = np.random.default_rng((self.recipe.seed, 8, batch.step))
@@ -234,7 +240,7 @@ class Comparative(PretrainThenTrain):
         return out
 
     def _require_slices(self, student: nn.Module) -> None:
-        """Refuse features that are too coarse to be cut into parts, before anything is trained."""
+        """Refuse features that are too coarse to be divided into parts, before training starts."""
         shape = torch.zeros((1, self.task.inputs, *self.recipe.size()), device="meta")
         with torch.no_grad(), features_out(copy := deepcopy(student).to("meta"), self._layer()) as found:
             copy(shape)
@@ -247,7 +253,7 @@ class Comparative(PretrainThenTrain):
                 )
 
     def axes_at(self, step: int) -> tuple[int, ...]:
-        """The axes along which a step slices."""
+        """Return the axes along which patches are sliced in ``step``."""
         if self.config.axes == "together":
             return (0, 1, 2)
         if self.config.axes == "cycle":
@@ -256,7 +262,7 @@ class Comparative(PretrainThenTrain):
         return (step // -(-scans // self.config.volumes) % 3,)
 
     def objective(self, slices: SliceFeatures) -> tuple[Tensor, Tensor]:
-        """Eq. 2, and how many terms its sum has."""
+        """Return the sum of Eq. 2 and its number of terms."""
         similarity = slices.similarity(self.config.temperature)
         triplets = slices.triplets(self.config.triplets)
         return comparative_loss(similarity, triplets), triplets.sum()
@@ -270,12 +276,12 @@ class Comparative(PretrainThenTrain):
 
 
 class Contrastive(Comparative):
-    """The paper's baseline: Eq. 3 in the place of Eq. 2."""
+    """The paper's baseline, with Eq. 3 in place of Eq. 2."""
 
     name = "contrastive"
 
     def objective(self, slices: SliceFeatures) -> tuple[Tensor, Tensor]:
-        """Eq. 3: a term for each pair; as released for each triplet."""
+        """Return the sum of Eq. 3 and its number of terms: one for each pair, or, as released, for each triplet."""
         similarity = slices.similarity(self.config.temperature)
         if self.config.denominator == "released":
             triplets = slices.triplets("all")
@@ -285,7 +291,7 @@ class Contrastive(Comparative):
 
 
 class ConvergenceMonitor(nn.Module):
-    """Remembers the last losses of a stage, in buffers, so that a resumed run knows them too."""
+    """The last losses of a stage, in buffers, so that a resumed run has them, too."""
 
     recent: Tensor
     seen: Tensor
@@ -299,14 +305,17 @@ class ConvergenceMonitor(nn.Module):
         self.register_buffer("running", torch.zeros(2, dtype=torch.float64))  # sum of the loss, its terms
 
     def add(self, loss: Tensor, terms: Tensor) -> None:
-        """A loss that is a sum of so many terms, in each of the processes."""
+        """Add a loss that is a sum of ``terms`` terms, from each of the processes."""
         self.running += sum_over_processes(torch.stack([loss.detach().double(), terms.double()]))
 
     def has_converged(self) -> bool:
-        """Whether the mean loss since the last look is close to the mean of those before, which it then joins.
+        """Compare the mean loss since the last check with the mean of the checks before, then add it to them.
+
+        Returns:
+            True if the two are within the share ``share`` of each other.
 
         Raises:
-            TrainingError: there was nothing to compare, look after look.
+            TrainingError: The first :data:`EMPTY_LOOKS` checks had nothing to compare.
         """
         window = len(self.recent)
         total, count = self.running.tolist()
@@ -326,6 +335,6 @@ class ConvergenceMonitor(nn.Module):
         return same
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Forget all losses."""
         for buffer in self.buffers():
             buffer.zero_()

@@ -1,7 +1,7 @@
-"""Cross pseudo supervision: two networks of one kind, each taught by the other's decisions.
+"""Cross pseudo supervision: two networks of one kind, each of which learns from the other's decisions.
 
-Chen et al., "Semi-supervised semantic segmentation with cross pseudo supervision", CVPR 2021; for volumes as SSL4MIS
-has it.
+Chen et al., "Semi-supervised semantic segmentation with cross pseudo supervision", CVPR 2021; for volumes as in
+SSL4MIS.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ class CPS(Method):
         """Settings of the paper's family.
 
         Attributes:
-            weight: the largest weight w_max of the pseudo-labels.
-            ramp: share of the updates over which w(t) rises.
-            labelled: labelled patches per batch; by default half of it.
-            pseudo_on: the other network's decisions teach on unlabelled patches, or (as in the paper) on all.
-            export: which of the two is kept.
+            weight: Largest weight w_max of the pseudo-labels.
+            ramp: Share of the updates over which w(t) rises.
+            labelled: Number of labelled patches per batch; by default half of the batch.
+            pseudo_on: Patches on which a network learns from the other one's decisions: the ``unlabelled`` ones, or
+                ``all``, as in the paper.
+            export: Network that is kept.
         """
 
         weight: Annotated[float, Field(ge=0)] = 0.1
@@ -42,17 +43,17 @@ class CPS(Method):
         export: Literal["student", "second"] = "student"
 
     def build(self) -> Networks:
-        """Two students that differ by their random start."""
+        """Build two students that differ by their random initial weights."""
         return {"student": self.build_student(), "second": self.build_student()}
 
     def step_plan(self, step: int) -> StepPlan:
-        """Both learn in every step."""
+        """Train both networks in every step."""
         rate = self.student_rate(step)
         composition = self.composition(self.config.labelled)
         return StepPlan("train", {"student": rate, "second": rate}, composition, step)
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The supervised and the crossed terms of both networks."""
+        """Return the supervised terms and the cross-supervision terms of both networks."""
         both = [networks["student"](batch.images), networks["second"](batch.images)]
         labels = batch.labels[: batch.labelled]
         scale = share_of_part(batch.labelled, step_plan.composition.labelled, batch, step_plan)
@@ -72,15 +73,15 @@ class CPS(Method):
         return {"total": total, "supervised": supervised.detach(), "crossed": crossed.detach()}
 
     def crossed(self, a: Tensor, b: Tensor) -> Tensor:
-        """CE(a, decisions of b) + CE(b, decisions of a); no gradient passes through a decision."""
+        """Return CE(a, decisions of b) + CE(b, decisions of a); no gradient passes through a decision."""
         return self._taught(a, by=b) + self._taught(b, by=a)
 
     def committee(self, networks: Networks) -> Networks:
-        """Both."""
+        """Return both networks."""
         return {name: networks[name] for name in self.guided_networks}
 
     def exported(self, networks: Networks) -> nn.Module:
-        """One of the two."""
+        """Return the network that the setting ``export`` names."""
         return networks[self.config.export]
 
     def _taught(self, logits: Tensor, *, by: Tensor) -> Tensor:

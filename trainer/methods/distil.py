@@ -35,10 +35,10 @@ class Distil(Method):
         """Settings of the paper.
 
         Attributes:
-            teacher: the finished run whose network teaches.
-            temperature: T, by which the logits of both are divided.
-            soft: a, the share of the teacher's word in the loss. Without unlabelled scans it counts all the same.
-            labelled: labelled patches per batch; by default half of it.
+            teacher: Folder of the finished run whose network is the teacher.
+            temperature: Divisor T of both networks' logits.
+            soft: Share a of the teacher's term in the loss. It is the same without unlabelled scans.
+            labelled: Number of labelled patches per batch; by default half of the batch.
         """
 
         teacher: Path = Path()
@@ -47,16 +47,16 @@ class Distil(Method):
         labelled: Annotated[int, Field(ge=1)] | None = None
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """Read the switches, and find the teacher.
+        """Read the settings and the teacher's manifest.
 
         Raises:
-            RecipeError: no teacher is named, or it segments something else.
-            BundleError: it is no run.
+            RecipeError: No teacher is named, or its channels or outputs differ from the task's.
+            BundleError: The teacher's folder is not a run.
         """
         super().__init__(recipe, task)
         run: Path = self.config.teacher
         if run == Path():
-            raise RecipeError("methods.distil.teacher: name the finished run whose network shall teach.")
+            raise RecipeError("methods.distil.teacher: name the finished run whose network is the teacher.")
         self._teacher = read_manifest(run / RUN)
         taught = (len(self._teacher.channels), self._teacher.outputs, self._teacher.activation)
         kind = "softmax" if isinstance(self.targets, ExclusiveClasses) else "sigmoid"
@@ -64,20 +64,20 @@ class Distil(Method):
         if taught != own:
             raise RecipeError(
                 f"methods.distil.teacher: the network of {run} has {taught[0]} channel(s) and {taught[1]} outputs "
-                f"({taught[2]}), and these scans ask for {own[0]} and {own[1]} ({own[2]})."
+                f"({taught[2]}), and these scans need {own[0]} and {own[1]} ({own[2]})."
             )
 
     def build(self) -> Networks:
-        """The student, and the teacher as its run left it."""
+        """Build the student, and load the teacher from its run."""
         _, teacher = load_trained_network(self.config.teacher)
         return {"student": self.build_student(), "teacher": freeze(teacher)}
 
     def step_plan(self, step: int) -> StepPlan:
-        """Every step trains the student on a fixed composition."""
+        """Train the student on a batch of fixed composition in every step."""
         return StepPlan("train", {"student": self.student_rate(step)}, self.composition(self.config.labelled), step)
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The supervised term on the labelled patches and the soft term on all."""
+        """Return the supervised term on the labelled patches and the soft term on all patches."""
         logits = networks["student"](batch.images)
         scale = share_of_part(batch.labelled, step_plan.composition.labelled, batch, step_plan)
         labels = batch.labels[: batch.labelled]
@@ -90,20 +90,20 @@ class Distil(Method):
         return {"total": total, "supervised": supervised.detach(), "soft": soft.detach()}
 
     def soft_loss(self, logits: Tensor, taught: Tensor) -> Tensor:
-        """T^2 KL(teacher || student), summed over classes (or the mean over regions), the mean over voxels."""
+        """Return T^2 KL(teacher || student), summed over classes (averaged over regions) and averaged over voxels."""
         t = float(self.config.temperature)
         target = self.targets.probabilities(taught.float() / t)
         divergence = self.targets.divergence(logits.float() / t, target)
-        # Classes share one distribution, regions have one each.
+        # Classes share one distribution; each region has its own.
         summed = divergence.sum(dim=1) if isinstance(self.targets, ExclusiveClasses) else divergence.mean(dim=1)
         return t**2 * weighted_mean(summed)
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
-        """Whatever the teacher was made from made the student too."""
+        """Return the pretrained weights that the teacher started from, since the student learns from it."""
         return self._teacher.provenance.pretrained
 
     def taught_by(self) -> DistillationTeacher:
-        """The teacher, for the manifest."""
+        """Return the teacher, for the manifest."""
         origin = self._teacher.provenance
         return DistillationTeacher(
             name=self._teacher.name,

@@ -1,7 +1,7 @@
-"""Dual Networks: two different networks; the one that knows the labels better at the moment teaches the other.
+"""Dual Networks: two different networks, of which the one that fits the labels better at the moment teaches the other.
 
 "Semi-Supervised Medical Image Segmentation via Dual Networks" (2025); equation numbers are that paper's. Its released
-code computes no gradient for two of the four unlabelled terms; here every term has one (docs/papers.md says more).
+code computes no gradient for two of the four unlabelled terms; here every term has one (see docs/papers.md).
 """
 
 from __future__ import annotations
@@ -37,28 +37,30 @@ class Dual(Method):
     guided_networks = ("student", "partner")
 
     class Config(Section):
-        """The paper's ablations, and where its text and its code differ.
+        """The paper's ablations, with a choice where its text and its code differ.
 
         Attributes:
-            partner: the second network, as a ``student`` section.
-            labelled: labelled patches per batch; by default half of it.
+            partner: Second network, as a ``student`` section.
+            labelled: Number of labelled patches per batch; by default half of the batch.
             mistake_weight: Weight of the squared error where only one of the two networks is confident. The released
                 code has such a term, with 0.5; Eq. 2 has none.
-            confident: probability from which a network is confident of a segment there.
-            weight_semi: of Eq. 4.
-            pseudo_labels: of Eq. 4: the teacher's decisions, as in the text, or, for segments that stand alone, what
-                either network finds, as in the code.
-            keep_quantile: share of the voxels that each network calls certain: 0.8 in the text, 0.2 in the code.
-            weight_reg: of Eq. 5.
-            weight_unc: of Eq. 7.
-            uncertainty_on: where Eq. 7 is taken: unlabelled patches, or (as in the code) all.
-            temperature: of the teacher's sharpened probabilities in Eq. 9. It matters for ``soft_targets`` only.
-            soft_targets: learn from those probabilities, not from the decision.
-            weight_con: the largest lambda of Eq. 11.
-            ramp: share of the updates over which lambda(t) = weight_con exp(-5 (1 - t/T)^2) rises.
-            prototypes: push them ``apart``, as the text says, or pull them ``together``, as the code's sign does.
-            teacher: the network with the smaller labelled Dice loss in the batch, or always the recipe's ``student``.
-            export: the mean of both networks' probabilities, as in the paper, or one of them.
+            confident: Smallest probability at which a network is confident of a segment.
+            weight_semi: Weight of Eq. 4.
+            pseudo_labels: Pseudo-labels of Eq. 4: the decisions of the ``teacher``, as in the text, or the ``union`` of
+                both networks' segments, as in the code, which is possible for one segment or overlapping segments.
+            keep_quantile: Share of the voxels that count as certain for each network: 0.8 in the text, 0.2 in the code.
+            weight_reg: Weight of Eq. 5.
+            weight_unc: Weight of Eq. 7.
+            uncertainty_on: Patches of Eq. 7: the ``unlabelled`` ones, or, as in the code, ``all``.
+            temperature: Temperature of the teacher's sharpened probabilities in Eq. 9. It is for ``soft_targets`` only.
+            soft_targets: If True, the learner learns from these probabilities instead of from the decision.
+            weight_con: Largest lambda of Eq. 11.
+            ramp: Share of the updates over which lambda(t) = weight_con exp(-5 (1 - t/T)^2) rises.
+            prototypes: Direction of the term between prototypes: they move ``apart``, as in the text, or ``together``,
+                as by the sign in the code.
+            teacher: Network that teaches: the one with the smaller labelled Dice loss in the batch (``better``), or
+                always the recipe's ``student``.
+            export: Network that is kept: the ``mean`` of both networks' probabilities, as in the paper, or one of them.
         """
 
         partner: dict[str, Any] = Field(default_factory=lambda: {"kind": "resnet_vnet"})
@@ -80,7 +82,11 @@ class Dual(Method):
         export: Literal["mean", "student", "partner"] = "mean"
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`Method`; what needs a look into the networks, or one segment, is refused here."""
+        """See :class:`Method`.
+
+        Raises:
+            RecipeError: A student does not name the module of its last features, or segments have no union.
+        """
         super().__init__(recipe, task)
         self._sections = dict(zip(("student", "partner"), self.students(recipe), strict=True))
         if self.config.weight_con:
@@ -93,7 +99,7 @@ class Dual(Method):
             )
 
     def check_parts(self, processes: int) -> None:
-        """See :meth:`Method.check_parts`; without a label nobody knows who is better."""
+        """See :meth:`Method.check_parts`; each part needs a labelled patch, on which the networks are compared."""
         super().check_parts(processes)
         labelled, parts = self.composition(self.config.labelled).labelled, processes * self.recipe.accumulate
         if labelled < parts:
@@ -104,21 +110,21 @@ class Dual(Method):
 
     @classmethod
     def students(cls, recipe: Recipe) -> tuple[AnyNetworkConfig, ...]:
-        """The recipe's student and its partner."""
+        """Return the configurations of the recipe's student and of its partner."""
         switches: Any = cls.read_config(recipe)
         return parse_network_config(recipe.student), parse_network_config(switches.partner, "methods.dual.partner")
 
     def build(self) -> Networks:
-        """Both, each from its own random start."""
+        """Build both networks, each from its own random initial weights."""
         return {name: self.build_network(section) for name, section in self._sections.items()}
 
     def step_plan(self, step: int) -> StepPlan:
-        """Both learn in every step."""
+        """Train both networks in every step."""
         rate = self.student_rate(step)
         return StepPlan("train", dict.fromkeys(self._sections, rate), self.composition(self.config.labelled), step)
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """All terms on a batch that both networks see unchanged."""
+        """Return all terms; both networks get the batch unchanged."""
         switches, n = self.config, batch.labelled
         logits, features = self._forward(networks, batch.images)
         probabilities = {name: self.targets.probabilities(y) for name, y in logits.items()}
@@ -151,7 +157,7 @@ class Dual(Method):
 
     @torch.no_grad()
     def roles(self, probabilities: dict[str, Tensor], batch: Batch) -> tuple[str, str]:
-        """(who teaches, who learns): the smaller labelled Dice loss teaches; ``student`` does on a tie."""
+        """Return the names of teacher and learner; the smaller labelled Dice loss teaches, on a tie ``student``."""
         if self.config.teacher == "student":
             return "student", "partner"
         target = self.targets.encode(batch.labels[: batch.labelled])
@@ -162,7 +168,7 @@ class Dual(Method):
         return ("student", "partner") if dice[0] <= dice[1] else ("partner", "student")
 
     def supervised(self, logits: dict[str, Tensor], probabilities: dict[str, Tensor], batch: Batch) -> Tensor:
-        """Eq. 2, CE + Dice of the segments, of both networks; and the squared error at likely mistakes."""
+        """Return Eq. 2, CE + Dice of the segments of both networks, and the squared error at likely mistakes."""
         n = batch.labelled
         target = self.targets.encode(batch.labels[:n])
         segments = {name: self.targets.foreground(p[:n]) for name, p in probabilities.items()}
@@ -181,22 +187,22 @@ class Dual(Method):
 
     @torch.no_grad()
     def certain(self, *probabilities: Tensor) -> Tensor:
-        """Eq. 3: voxels (N, ...) whose entropy is among the ``keep_quantile`` smallest for either network."""
+        """Return Eq. 3: the voxels (N, ...) whose entropy is among the ``keep_quantile`` smallest of either network."""
         return torch.stack([self._below_quantile(self.targets.entropy(p)) for p in probabilities]).any(dim=0)
 
     def semi(self, logits: dict[str, Tensor], first: int, pseudo: Tensor, kept: Tensor) -> Tensor:
-        """Eq. 4: both networks' cross-entropy to pseudo-labels on certain voxels; zero where there is none."""
+        """Return Eq. 4, both networks' cross-entropy to pseudo-labels on certain voxels; zero if there are none."""
         target = self.targets.encode(pseudo)
         return torch.stack(
             [masked_mean(self.targets.cross_entropy(y[first:], target), kept) for y in logits.values()]
         ).sum()
 
     def disagreement(self, p: Tensor, q: Tensor) -> Tensor:
-        """Eq. 5 and 6: mean over voxels of 1 - cos of the two distributions; both networks follow it."""
+        """Return Eq. 5 and 6, the mean over voxels of 1 - cos of the two distributions, with gradients in both."""
         return weighted_mean(1.0 - functional.cosine_similarity(self._distributions(p), self._distributions(q), dim=1))
 
     def uncertainty(self, learner: Tensor, teacher: Tensor) -> Tensor:
-        """Eq. 7 to 9: mean e^-D CE(learner, y) + mean D, D = KL(teacher || learner); the teacher does not move."""
+        """Return Eq. 7 to 9: mean e^-D CE(learner, y) + mean D, D = KL(teacher || learner); only the learner learns."""
         teacher = teacher.detach()
         p = self.targets.probabilities(teacher)
         apart = self.targets.divergence(learner, p).sum(dim=1) / (1 if self._exclusive else self.targets.segments)
@@ -206,30 +212,30 @@ class Dual(Method):
         return weighted_mean(torch.exp(-apart) * crossed) + weighted_mean(apart)
 
     def contrast(self, features: Tensor, pseudo: Tensor, kept: Tensor, own: Tensor) -> Tensor:
-        """Eq. 10 and 11 on the learner's features (N, F, ...): uncertain voxels go to the prototype of their class.
+        """Return Eq. 10 and 11, which move uncertain voxels' features to the prototype of their class.
 
         Args:
-            features: of the unlabelled patches.
-            pseudo: their pseudo-labels; those of certain voxels make the prototypes.
-            kept: the certain voxels.
-            own: the learner's labels, that say to which prototype an uncertain voxel goes.
+            features: The learner's features (N, F, ...) of the unlabelled patches.
+            pseudo: Pseudo-labels of these patches; those of certain voxels define the prototypes.
+            kept: Mask of the certain voxels.
+            own: The learner's labels, which assign each uncertain voxel to a prototype.
         """
         rows = features.float().movedim(1, -1).flatten(0, -2)
         apart = self.config.prototypes == "apart"
         if self._exclusive:
             pairs, classes = [(pseudo, own)], self.targets.channels
-        else:  # a region against what is not in it
+        else:  # each region against its complement
             bits, classes = range(self.targets.segments), 2
             pairs = [((pseudo >> bit) & 1, (own >> bit) & 1) for bit in bits]
         found = [contrastive(rows, p.flatten(), kept.flatten(), o.flatten(), classes, apart) for p, o in pairs]
         return torch.stack(found).mean()
 
     def contrast_weight(self, update: int) -> float:
-        """lambda(t)."""
+        """Return lambda(t)."""
         return float(self.config.weight_con * ramp_up(update, self.config.ramp * self.recipe.updates))
 
     def exported(self, networks: Networks) -> nn.Module:
-        """One of them, or the mean of both."""
+        """Return one of the networks, or the mean of both."""
         if self.config.export != "mean":
             return networks[self.config.export]
         return NetworkEnsemble((unwrap_network(networks[name]) for name in self._sections), regions=not self._exclusive)
@@ -242,11 +248,11 @@ class Dual(Method):
         return parse_network_config({"kind": "mean", "members": members, "regions": not self._exclusive})
 
     def committee(self, networks: Networks) -> Networks:
-        """Both."""
+        """Return both networks."""
         return {name: networks[name] for name in self._sections}
 
     def _forward(self, networks: Networks, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Logits of both, and the features before their last layer where they are needed."""
+        """Return the logits of both networks, and the features before their last layer if they are needed."""
         if not self.config.weight_con:
             return {name: networks[name](images) for name in self._sections}, {}
         with ExitStack() as stack:
@@ -261,7 +267,7 @@ class Dual(Method):
         return dice_pooled(self.targets.foreground(probabilities), self.targets.foreground(target), weights)
 
     def _distributions(self, p: Tensor) -> Tensor:
-        """(N, values of a distribution, distributions per voxel, ...): one over the classes, or one for each region."""
+        """Return (N, values, distributions, ...): one distribution over the classes, or one for each region."""
         return p.unsqueeze(2) if self._exclusive else torch.stack([p, 1.0 - p], dim=1)
 
     def _below_quantile(self, entropy: Tensor) -> Tensor:
@@ -272,18 +278,18 @@ class Dual(Method):
 
 
 def contrastive(features: Tensor, pseudo: Tensor, kept: Tensor, own: Tensor, classes: int, apart: bool) -> Tensor:
-    """Sum over classes of the mean distance of uncertain voxels to their prototype, minus that between prototypes.
+    """Return the sum over classes of uncertain voxels' mean distance to their prototype, minus that between prototypes.
 
     All vectors have length one. The paper draws one in a hundred of the uncertain voxels; all are taken here, which is
-    the mean of its draws. Without two prototypes, or without an uncertain voxel that has one, it is zero.
+    the mean of its draws. The result is zero without two prototypes, or if no uncertain voxel has a prototype.
 
     Args:
-        features: (V, F), a row for each voxel.
-        pseudo: (V,) class of each voxel; the mean feature of a class's certain voxels is its prototype.
-        kept: (V,) which are certain.
-        own: (V,) class to whose prototype an uncertain voxel goes.
-        classes: how many there are.
-        apart: subtract the mean distance between prototypes (else add it).
+        features: Features (V, F), a row for each voxel.
+        pseudo: Class (V,) of each voxel; the mean feature of a class's certain voxels is its prototype.
+        kept: Mask (V,) of the certain voxels.
+        own: Class (V,) to whose prototype each uncertain voxel is assigned.
+        classes: Number of classes.
+        apart: If True, the mean distance between prototypes is subtracted, else added.
     """
     with torch.autocast(features.device.type, enabled=False):  # sums over voxels need single precision
         sure = functional.one_hot(pseudo, classes) * kept[:, None]

@@ -1,8 +1,8 @@
-"""DualFete: a student learns from two teachers' labels, and tells them what that did to the loss of the labelled scans.
+"""DualFete: a student learns from two teachers' labels, and its loss on labelled scans is feedback for the teachers.
 
 Yi et al., "DualFete: Revisiting teacher-student interactions from a feedback perspective for semi-supervised medical
 image segmentation", AAAI 2026 (arXiv 2511.09319). The equations are those of the released code; where its default and
-its script for the left atrium differ, the script's.
+its script for the left atrium differ, those of the script.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ VIEWS = ("strong", "stronger")
 class DualFete(Method):
     """Student: L_sup(student(u), y). Teachers: L_sup(labelled) + w(t) L_cross + sum_A f_A NLL_A.
 
-    y is the more certain teacher's decision. A are the voxels on which the teachers agree, and those on which they
-    disagree; f_A is by how much the labelled loss of the student falls when it takes a step on A alone. L_cross teaches
-    each teacher the other's confident decisions under strong views and CutMix.
+    y is the more certain teacher's decision. A is either the voxels on which the teachers agree or those on which they
+    disagree; f_A is the decrease of the student's labelled loss after a step on A alone. L_cross trains each teacher on
+    the other one's confident decisions, under strong views and CutMix.
     """
 
     name = "dualfete"
@@ -44,15 +44,15 @@ class DualFete(Method):
         Attributes:
             weight: Largest weight w_max of the teachers' consistency.
             ramp: Share of the updates over which w(t) rises.
-            threshold: Probability from which on a teacher's decision teaches the other teacher.
-            feedback: Weight of the feedback; 0 leaves two teachers that teach each other.
-            attributor: Voxels on which a step is tried: those of ``agreement``, of ``disagreement``, or ``both``, one
-                after the other.
-            step: Length of the step that is tried, as a multiple of the optimiser's rate.
-            normalise: Each tensor's gradient has length 1 in that step (left atrium); as it is, the code's other
-                script (pancreas).
+            threshold: Smallest probability at which a teacher's decision trains the other teacher.
+            feedback: Weight of the feedback; with 0 two teachers teach each other.
+            attributor: Voxels of the trial step: those of ``agreement``, of ``disagreement``, or ``both``, one after
+                the other.
+            step: Length of the trial step, as a multiple of the optimiser's rate.
+            normalise: If True, each tensor's gradient has length 1 in the trial step (script for the left atrium); if
+                False, gradients are not changed (script for the pancreas).
             cutmix: Probability of CutMix in the teachers' strong views.
-            labelled: Labelled patches per batch; by default half of it.
+            labelled: Number of labelled patches per batch; by default half of the batch.
             export: Network that is kept.
         """
 
@@ -68,30 +68,34 @@ class DualFete(Method):
         export: Literal["student", "teacher", "second_teacher"] = "student"
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`Method`; the student learns from unlabelled scans alone."""
+        """See :class:`Method`; the student learns from unlabelled scans alone.
+
+        Raises:
+            RecipeError: There are no unlabelled scans.
+        """
         super().__init__(recipe, task)
         if not task.unlabelled:
             raise RecipeError("dualfete's student learns from unlabelled scans, and there are none; take `supervised`.")
 
     def check_parts(self, processes: int) -> None:
-        """See :meth:`Method.check_parts`; feedback needs labels, and the student unlabelled patches."""
+        """See :meth:`Method.check_parts`; each part needs a labelled patch for feedback, and an unlabelled one."""
         super().check_parts(processes)
         if self.task.unlabelled:
             composition = self.composition(self.config.labelled)
             self.require_in_each_part(composition, processes, labelled=1, unlabelled=1)
 
     def build(self) -> Networks:
-        """A student and two teachers that differ by their random starts; all learn by gradients."""
+        """Build a student and two teachers that differ by their random initial weights; all learn by gradients."""
         return {name: self.build_student() for name in ("student", *TEACHERS)}
 
     def step_plan(self, step: int) -> StepPlan:
-        """All learn in every step."""
+        """Train all networks in every step."""
         rate = self.student_rate(step)
         rates = dict.fromkeys(("student", *TEACHERS), rate)
         return StepPlan("train", rates, self.composition(self.config.labelled), step)
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The student's loss and those of both teachers; each touches its own network alone."""
+        """Return the sum of the student's and both teachers' losses; each has gradients in its own network alone."""
         n = batch.labelled
         share = share_of_part(len(batch) - n, step_plan.composition.unlabelled, batch, step_plan)
         with torch.no_grad():
@@ -116,7 +120,7 @@ class DualFete(Method):
             known = supervised_loss(teacher(batch.images[:n]), batch.labels[:n], self.targets, batch.label_weights)
             terms["supervised"] = terms["supervised"] + scale * known
             likelihood = self.own_decision(teacher(strong))
-            # Agreement is told to the less certain teacher, disagreement to the one whose label was taken.
+            # Feedback on agreement goes to the less certain teacher, on disagreement to the one whose label was taken.
             told = {"agreement": agree & less[k], "disagreement": ~agree & taken[k]}
             for area, gain in gains.items():
                 terms["feedback"] = terms["feedback"] + gain * masked_mean(likelihood, told[area])
@@ -128,34 +132,34 @@ class DualFete(Method):
         return {"total": total, **{name: value.detach() for name, value in terms.items()}, **gained}
 
     def own_decision(self, logits: Tensor) -> Tensor:
-        """-log of the probability of a network's own decision (N, X, Y, Z)."""
+        """Return -log of the probability (N, X, Y, Z) of a network's own decision."""
         decided = self.targets.decide(self.targets.probabilities(logits.detach()))
         return self.targets.cross_entropy(logits, self.targets.encode(decided))
 
     def crossed(self, teacher: nn.Module, strong: Tensor, labels: Tensor, reliable: Tensor) -> Tensor:
-        """(CE + Dice) / 2 of a strong view to the other teacher's labels where these are reliable.
+        """Return (CE + Dice) / 2 of a strong view to the other teacher's labels where these are reliable.
 
-        A box of each patch is seen in another one; its logits are brought back before they are compared.
+        CutMix pastes a box of each patch into another one; its logits are moved back before they are compared.
         """
         random = numpy_generator()
         if random.random() >= self.config.cutmix:
             return supervised_loss(teacher(strong), labels, self.targets, reliable)
         count = len(strong)
         boxes = [inner_box(strong.shape[2:], random, float(random.beta(4, 4)))] * count
-        mirrored = list(range(count))[::-1]  # the last patch's box goes into the first one, so twice is none
+        mirrored = list(range(count))[::-1]  # pasting twice along this order restores the patches
         logits = paste_boxes(teacher(paste_boxes(strong, boxes, mirrored)), boxes, mirrored)
         return supervised_loss(logits, labels, self.targets, reliable)
 
     def feedback(
         self, student: nn.Module, logits: Tensor, pseudo: Tensor, areas: dict[str, Tensor], batch: Batch
     ) -> dict[str, Tensor]:
-        """f_A: the cross-entropy of the labelled patches before, minus after, a step of the student on area A.
+        """Return f_A, by which the cross-entropy of the labelled patches falls in a step of the student on area A.
 
         Args:
             student: The student.
             logits: The student's logits (N, K, X, Y, Z) of the unlabelled patches, with gradients.
             pseudo: Pseudo-labels (N, X, Y, Z) of these patches.
-            areas: Voxels by name, (N, X, Y, Z) bool.
+            areas: Masks (N, X, Y, Z) of the voxels of each area, by name.
             batch: The batch.
         """
         if not self.config.feedback:
@@ -173,7 +177,7 @@ class DualFete(Method):
 
     @torch.no_grad()
     def moved(self, weights: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
-        """The weights after a step along the gradients of all processes."""
+        """Return the weights after a step along the gradients of all processes."""
         length = self.config.step * self.recipe.optimiser.rate
         out: dict[str, Tensor] = {}
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
@@ -186,16 +190,16 @@ class DualFete(Method):
 
     @torch.no_grad()
     def known_loss(self, student: nn.Module, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Mean cross-entropy of the labelled patches, over all processes, of a student with these weights."""
+        """Return the mean cross-entropy, over the labelled patches of all processes, of a student with ``weights``."""
         n = batch.labelled
         logits = functional_call(student, dict(weights), (batch.images[:n],))
         crossed = self.targets.cross_entropy(logits, self.targets.encode(batch.labels[:n]))
         return weighted_mean(crossed, torch.ones_like(crossed) if batch.label_weights is None else batch.label_weights)
 
     def committee(self, networks: Networks) -> Networks:
-        """All three."""
+        """Return all three networks."""
         return dict(networks)
 
     def exported(self, networks: Networks) -> nn.Module:
-        """One of them."""
+        """Return the network that the setting ``export`` names."""
         return networks[self.config.export]

@@ -1,7 +1,6 @@
-"""ICT: the student's answer to a mixture of two patches is the mixture of the teacher's answers to each.
+"""ICT: the student's prediction of a mixture of two patches has to match the mixture of the teacher's predictions.
 
-Verma et al., "Interpolation consistency training for semi-supervised learning", IJCAI 2019; for volumes as SSL4MIS
-has it.
+Verma et al., "Interpolation consistency training for semi-supervised learning", IJCAI 2019; for volumes as in SSL4MIS.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ class ICT(MeanTeacher):
             ramp: Share of the updates over which w(t) rises.
             decay: Limit of the moving average's decay.
             alpha: Parameter of the Beta distribution; small values mix little.
-            factor: One lambda for the whole ``batch``, as in the paper, or one for each ``patch``, as in SSL4MIS.
-            pairs: Each unlabelled patch is mixed with the ``next`` one, so that a batch gives as many mixtures as it
-                has unlabelled patches (the paper shuffles a copy of the batch), or the first ``half`` with the second,
-                as in SSL4MIS.
-            labelled: Labelled patches per batch; by default half of it.
-            average_buffers: Average buffers (batch norm) too; the papers average parameters only.
-            export: Keep the student or its moving average.
+            factor: Scope of a lambda: the whole ``batch``, as in the paper, or one ``patch``, as in SSL4MIS.
+            pairs: Pairs that are mixed: each unlabelled patch with the ``next`` one, so that a batch gives as many
+                mixtures as it has unlabelled patches (the paper shuffles a copy of the batch), or the first ``half``
+                with the second, as in SSL4MIS.
+            labelled: Number of labelled patches per batch; by default half of the batch.
+            average_buffers: If True, the buffers of batch norms are averaged too; the papers average parameters only.
+            export: Network that is kept: the ``student`` or its moving average (``teacher``).
         """
 
         weight: Annotated[float, Field(ge=0)] = 0.1
@@ -55,13 +54,13 @@ class ICT(MeanTeacher):
         export: Literal["student", "teacher"] = "student"
 
     def check_parts(self, processes: int) -> None:
-        """See :meth:`Method.check_parts`; a patch is mixed with another one of its part."""
+        """See :meth:`Method.check_parts`; each part needs two unlabelled patches to mix."""
         super().check_parts(processes)
         if self.task.unlabelled:
             self.require_in_each_part(self.composition(self.config.labelled), processes, labelled=0, unlabelled=2)
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The supervised term, and the consistency of mixtures.
+        """Return the supervised term and the consistency of mixtures.
 
         The labelled patches and the mixtures are two calls of the student, as in the paper's code.
         """
@@ -81,7 +80,7 @@ class ICT(MeanTeacher):
         return {"total": total, "supervised": supervised.detach(), "consistency": consistency.detach()}
 
     def mixed(self, networks: Networks, images: Tensor) -> Tensor:
-        """The consistency of mixtures of patches (N, C, X, Y, Z), N at least 2."""
+        """Return the consistency of mixtures of patches (N, C, X, Y, Z), N at least 2."""
         with torch.no_grad():
             answers = self.targets.probabilities(networks["teacher"](images))
         first, second = self.partners(len(images))
@@ -93,7 +92,7 @@ class ICT(MeanTeacher):
         return weighted_mean((self.targets.probabilities(networks["student"](seen)) - wanted).pow(2))
 
     def partners(self, count: int) -> tuple[list[int], list[int]]:
-        """The rows that are mixed with one another: row k of the first list with row k of the second."""
+        """Return two lists of rows: row k of the first list is mixed with row k of the second."""
         rows = list(range(count))
         if self.config.pairs == "half":
             return rows[: count // 2], rows[count // 2 : count // 2 * 2]

@@ -1,4 +1,4 @@
-"""A first stage without networks and steps, which labels the unlabelled scans for the method that follows."""
+"""A first stage without networks and steps that labels the unlabelled scans for the method that follows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.recipe import Recipe
 
 
 class LabelThenTrain(PretrainThenTrain):
-    """The scans are labelled once, before the first step of the host; :meth:`Method.scan_labeller` says how."""
+    """A stage whose :meth:`Method.scan_labeller` labels the scans once, before the first step of the host."""
 
     next_method_key = "host"
     guides = True
@@ -21,33 +21,33 @@ class LabelThenTrain(PretrainThenTrain):
         """See :class:`PretrainThenTrain`.
 
         Raises:
-            RecipeError: There is nothing to label.
+            RecipeError: There are no unlabelled scans.
         """
         super().__init__(recipe, task)
         if not task.unlabelled:
             raise RecipeError(f"{self.name} labels unlabelled scans, and the split has none; train with `supervised`.")
 
     def build(self) -> Networks:
-        """Make no network."""
+        """Return no network."""
         return {}
 
     @property
     def steps(self) -> int:
-        """No step."""
+        """Number of steps: 0."""
         return 0
 
     def step_plan(self, step: int) -> StepPlan:
-        """There is no step to plan."""
+        """Raise IndexError: the stage has no steps."""
         raise IndexError(step)
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """There is no step with a loss."""
+        """Raise IndexError: the stage has no steps."""
         raise IndexError(batch.step)
 
     def refreshes_pseudo_labels(self, step: int) -> bool:
-        """Once, before the first step of the host."""
+        """Return True once, before the first step of the host."""
         return step == 0
 
     def committee(self, networks: Networks) -> Networks:
-        """No network."""
+        """Return no network."""
         return {}

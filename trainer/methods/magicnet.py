@@ -1,8 +1,8 @@
-"""MagicNet: cubes of volumes are mixed across scans, and read one by one within a scan.
+"""MagicNet: cubes of patches are mixed across scans, and segmented one by one within a scan.
 
 Chen et al., "MagicNet: semi-supervised multi-organ segmentation via magic-cube partition and recovery", CVPR 2023.
 
-The paper un-mixes the features before its 1x1x1 head; with such a head un-mixing the logits, as here, is the same.
+The paper un-mixes the features before its 1x1x1 head; with such a head, un-mixing the logits, as here, is the same.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ class MagicNet(Method):
     """L = (CE + Dice + Dice_cross + Dice_within)(labelled) / 4 + 0.1 L_location + w(t) Dice_cross(pseudo-labels)."""
 
     name = "magicnet"
-    patches_together = 2  # one alone cannot be mixed
+    patches_together = 2  # a single patch cannot be mixed
 
     class Config(Section):
         """The paper's settings and the rows of its ablation table.
 
         Attributes:
-            cubes: per axis; each must suit the student (3 of 32 voxels in the paper).
-            weight: the largest weight w_max of the pseudo-labels.
-            ramp: share of the updates over which w(t) rises.
-            decay: limit of the moving average's decay.
-            noise: standard deviation of the noise on the teacher's input, cut at twice that.
-            labelled: labelled patches per batch; by default half of it.
-            location: weight of telling where in the patch a cube lies.
-            hidden: width of the layer between the cube's features and its place.
-            cross, within: true lets the cross-image branch, or the within-image branch, teach.
-            blend: true blends the prediction from the cubes into pseudo-labels. Its share at a voxel is the
-                frequency of the teacher's class there, relative to the most frequent one: frequent classes follow the
+            cubes: Number of cubes per axis; the size of a cube must suit the student (3 of 32 voxels in the paper).
+            weight: Largest weight w_max of the pseudo-labels.
+            ramp: Share of the updates over which w(t) rises.
+            decay: Limit of the moving average's decay.
+            noise: Standard deviation of the noise on the teacher's input, clipped at twice this value.
+            labelled: Number of labelled patches per batch; by default half of the batch.
+            location: Weight of the classification of a cube's position in the patch.
+            hidden: Width of the hidden layer of the location head.
+            cross, within: If True, the cross-image branch, or the within-image branch, is trained.
+            blend: If True, the prediction from the cubes is blended into pseudo-labels. Its share at a voxel is the
+                frequency of the teacher's class there, relative to the most frequent class: frequent classes follow the
                 cubes, rare ones the teacher.
-            blend_from: share of the updates after which they are blended (100 of 70000).
-            temperature: T; class counts are taken to the power 1/T.
-            count_every: updates between renewals of the class counts.
+            blend_from: Share of the updates after which predictions are blended (100 of 70000).
+            temperature: T; class counts are raised to the power 1/T.
+            count_every: Number of updates between renewals of the class counts.
         """
 
         cubes: Annotated[int, Field(ge=2)] = 3
@@ -72,25 +72,29 @@ class MagicNet(Method):
         count_every: Positive = 20
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`Method`; the student has to take a cube."""
+        """See :class:`Method`.
+
+        Raises:
+            RecipeError: The student cannot segment a cube, or does not name the module of its coarsest features.
+        """
         super().__init__(recipe, task)
         student = parse_network_config(recipe.student)
         k = self.config.cubes
         if not student.takes_any_size:
             raise RecipeError(
-                f"magicnet reads cubes of the patch with the student, and a {student.kind} takes the patch's size only."
+                f"magicnet segments cubes of the patch, and a {student.kind} takes the patch's size only."
             )
         sides = recipe.size()
         whole = [k * d for d in student.divisor()]
         if any(side % n for side, n in zip(sides, whole, strict=True)) or list(sides) == whole:
             raise RecipeError(
-                f"methods.magicnet.cubes: {k} per axis cut a patch of {list(sides)} into cubes that do not suit the "
-                f"student; its sides must be multiples of {whole}, and not all the smallest ones."
+                f"methods.magicnet.cubes: {k} per axis divide a patch of {list(sides)} into cubes that do not suit the "
+                f"student; the patch's sides must be multiples of {whole}, and not all equal to them."
             )
-        student.module_name("deepest")  # refuses a student that does not say where its coarsest features are
+        student.module_name("deepest")  # refuses a student without a name for this module
 
     def build(self) -> Networks:
-        """Student, its moving average, and the head that tells a cube's place (with the class counts)."""
+        """Build the student, its moving average, and the location head, which holds the class counts."""
         student = self.build_student()
         sides = [side // self.config.cubes for side in self.recipe.size()]
         with torch.no_grad(), features_out(student, self._deepest()) as found:
@@ -100,19 +104,19 @@ class MagicNet(Method):
         return {"student": student, "teacher": freeze(copy.deepcopy(student)), "location": location}
 
     def step_plan(self, step: int) -> StepPlan:
-        """The student and the location head learn in every step."""
+        """Train the student and the location head in every step."""
         rate = self.student_rate(step)
         composition = self.composition(self.config.labelled)
         rates = {"student": rate, **({"location": rate} if self.config.within else {})}
         return StepPlan("train", rates, composition, step)
 
     def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
-        """All in train mode, as released."""
+        """Set all networks to train mode, as released."""
         for network in networks.values():
             network.train()
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The terms of the class's docstring."""
+        """Return the terms of the class's docstring."""
         student, k, n = networks["student"], self.config.cubes, batch.labelled
         terms: dict[str, Tensor] = {}
         crossed = within = None
@@ -123,7 +127,7 @@ class MagicNet(Method):
             within, terms["location"] = self.read_cubes(networks, batch.images)
         zero = batch.images.sum() * 0.0
         target = self.targets.encode(batch.labels[:n])
-        # A part may hold no labelled patch. A guide asks for the logits of the unlabelled ones, too.
+        # A part may hold no labelled patch. Guidance needs the logits of the unlabelled ones, too.
         logits = student(batch.images if self.guided else batch.images[: max(n, 1)])[:n]
         weights = batch.label_weights
         parts = [
@@ -146,7 +150,7 @@ class MagicNet(Method):
         return {"total": total, **{name: value.detach() for name, value in terms.items()}}
 
     def read_cubes(self, networks: Networks, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Every cube through the student by itself: logits of the whole patches, and the loss of telling its place."""
+        """Segment each cube by itself; return logits of the whole patches and the loss of the cubes' positions."""
         k = self.config.cubes
         cubes = to_cubes(images, k)
         positions, n = cubes.shape[:2]
@@ -160,8 +164,10 @@ class MagicNet(Method):
 
     @torch.no_grad()
     def pseudo_labels(self, networks: Networks, images: Tensor, within: Tensor | None, step_plan: StepPlan) -> Tensor:
-        """Decisions (N, X, Y, Z) on (1 - Omega) p_teacher + Omega p_within, Omega a voxel's class count over the
-        largest; rare classes follow the teacher."""
+        """Return decisions (N, X, Y, Z) on (1 - Omega) p_teacher + Omega p_within.
+
+        Omega is the count of a voxel's class over the largest count, so that rare classes follow the teacher.
+        """
         noise = bounded_noise(images, self.config.noise)
         p = self.targets.probabilities(networks["teacher"](images + noise))
         decided = self.targets.decide(p)
@@ -175,7 +181,7 @@ class MagicNet(Method):
         return decided
 
     def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
-        """The teacher follows; the class counts are renewed every ``count_every`` updates."""
+        """Update the teacher, and renew the class counts every ``count_every`` updates."""
         decay = ema_decay(step_plan.student_update, self.config.decay)
         update_moving_average(networks["teacher"], networks["student"], decay, buffers=False)
         location = networks["location"]
@@ -191,7 +197,7 @@ class MagicNet(Method):
 
 
 class CubeLocationHead(nn.Module):
-    """Which of the places in a patch a cube's features come from; it also carries the counts of the classes."""
+    """A classifier of a cube's position in the patch from its features; it also holds the class counts."""
 
     seen: Tensor
     counted: Tensor
@@ -205,7 +211,7 @@ class CubeLocationHead(nn.Module):
         self.register_buffer("counted", torch.zeros(classes, dtype=torch.float64))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, features) -> logits over places."""
+        """(N, features) -> logits over the positions."""
         out: Tensor = self.layers(features)
         return out
 
@@ -214,12 +220,12 @@ class CubeLocationHead(nn.Module):
         self.seen += sum_over_processes(counts.double())
 
     def apply_counts(self) -> None:
-        """Take the counts since the last time as those that weigh."""
+        """Use the counts since the last renewal as the class counts, and start counting again."""
         if bool(self.seen.sum() > 0):
             self.counted.copy_(self.seen)
             self.seen.zero_()
 
     def class_weights(self, temperature: float) -> Tensor:
-        """R (classes,): count^(1/T) over the largest, 0..1."""
+        """Return R (classes,): count^(1/T) over its largest value, 0..1."""
         powered = self.counted.pow(1.0 / temperature)
         return (powered / powered.max()).float()

@@ -1,4 +1,4 @@
-"""MC-Net and MC-Net+: decoders of one encoder that differ, each taught by the sharpened probabilities of the others.
+"""MC-Net and MC-Net+: different decoders of one encoder, each trained on the others' sharpened probabilities.
 
 Wu et al., "Semi-supervised left atrium segmentation with mutual consistency training", MICCAI 2021 (two decoders);
 "Mutual consistency learning for semi-supervised medical image segmentation", Medical Image Analysis 2022 (three).
@@ -7,7 +7,7 @@ Wu et al., "Semi-supervised left atrium segmentation with mutual consistency tra
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,23 +33,24 @@ class MCNet(Method):
     """
 
     name = "mcnet"
+    former_members: ClassVar[dict[str, str]] = {"sections": "decoder_configs"}
 
     class Config(Section):
         """The paper's settings.
 
         Attributes:
             decoders: Number of decoders: 2 in MC-Net, 3 in MC-Net+.
-            differ: Further decoders upsample in another way where the student's section offers several (``vnet``,
-                ``resnet_vnet``), or, ``start``, all are of one kind and differ by their random start. Other students
-                differ by their start.
+            differ: Difference between the decoders: ``upsampling`` gives further decoders another kind of upsampling if
+                the student's configuration offers several (``vnet``, ``resnet_vnet``); with ``start``, and for other
+                students, decoders differ by their random initial weights alone.
             weight_seg: Weight of the supervised Dice loss.
             cross_entropy: Weight of the supervised cross-entropy; the paper's loss has none.
             weight: Largest weight w_max of the mutual consistency.
             ramp: Share of the updates over which w(t) rises.
             temperature: T of the sharpening.
-            detach: Sharpened probabilities carry no gradient. In the released code they do.
-            labelled: Labelled patches per batch; by default half of it.
-            export: The first decoder, or the mean of all.
+            detach: If True, no gradient passes through sharpened probabilities. In the released code it does.
+            labelled: Number of labelled patches per batch; by default half of the batch.
+            export: Network that is kept: with the ``first`` decoder, or the ``mean`` of all.
         """
 
         decoders: Annotated[int, Field(ge=2, le=3)] = 3
@@ -64,36 +65,40 @@ class MCNet(Method):
         export: Literal["first", "mean"] = "first"
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`Method`; the student has to say which of its modules are its encoder."""
+        """See :class:`Method`.
+
+        Raises:
+            RecipeError: The student does not name the modules of its encoder, or deep supervision is requested.
+        """
         super().__init__(recipe, task)
-        reject_deep_supervision(self, "trains several decoders, whose levels it does not reach")
+        reject_deep_supervision(self, "trains several decoders and does not read their levels")
         student = parse_network_config(recipe.student)
         if not student.encoder():
             raise RecipeError(
-                f"mcnet gives several decoders one encoder, and the student ({student.kind}) does not say which of its "
-                "modules that is; name them in `student.encoding`, or take another student."
+                f"mcnet gives several decoders one encoder, and the student ({student.kind}) does not name the modules "
+                "of its encoder; name them in `student.encoding`, or take another student."
             )
 
     def decoder_configs(self) -> list[AnyNetworkConfig]:
-        """The section of each decoder's network."""
+        """Return the configuration of each decoder's network."""
         student = parse_network_config(self.recipe.student)
         offered = list(student.decoders()) if self.config.differ == "upsampling" else [student]
         cycled = itertools.islice(itertools.cycle(offered), self.config.decoders)
         return [parse_network_config(section.model_dump(mode="json")) for section in cycled]
 
     def build(self) -> Networks:
-        """One encoder and its decoders."""
+        """Build one encoder and its decoders."""
         sections = self.decoder_configs()
         networks = [s.build(self.task.inputs, self.targets.channels, self.recipe.size()) for s in sections]
         return {"student": SharedEncoderNetwork(networks, sections[0].encoder())}
 
     def step_plan(self, step: int) -> StepPlan:
-        """Every step trains all decoders on a fixed composition."""
+        """Train all decoders on a batch of fixed composition in every step."""
         composition = self.composition(self.config.labelled)
         return StepPlan("train", {"student": self.student_rate(step)}, composition, step)
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The supervised Dice of all decoders, and their mutual consistency on all patches."""
+        """Return the supervised Dice of all decoders and their mutual consistency on all patches."""
         with further_outputs(networks["student"]) as heard:
             first = networks["student"](batch.images)
         logits = [first, *(heard[-1][1] if heard else ())]
@@ -105,7 +110,7 @@ class MCNet(Method):
         return {"total": total, "supervised": supervised.detach(), "consistency": consistency.detach()}
 
     def supervised(self, logits: list[Tensor], batch: Batch) -> Tensor:
-        """The weighted Dice of the segments, and cross-entropy, summed over the decoders."""
+        """Return the weighted Dice of the segments and the weighted cross-entropy, summed over the decoders."""
         n, weights = batch.labelled, batch.label_weights
         target = self.targets.encode(batch.labels[:n])
         wanted = self.targets.foreground(target)
@@ -119,22 +124,22 @@ class MCNet(Method):
         return total
 
     def consistency(self, probabilities: list[Tensor]) -> Tensor:
-        """sum over ordered pairs of decoders of the mean squared distance to the other's sharpened probabilities."""
+        """Return the mean squared distance to another's sharpened probabilities, summed over ordered decoder pairs."""
         sharp = [self.sharpened(p) for p in probabilities]
         pairs = itertools.permutations(range(len(probabilities)), 2)
         return torch.stack([weighted_mean((probabilities[i] - sharp[j]).pow(2)) for i, j in pairs]).sum()
 
     def sharpened(self, p: Tensor) -> Tensor:
-        """p^(1/T) / (p^(1/T) + (1 - p)^(1/T)), each channel by itself, as printed and released.
+        """Return p^(1/T) / (p^(1/T) + (1 - p)^(1/T)), each channel by itself, as printed and released.
 
-        Written as a sigmoid of the log-odds over T, whose gradient is finite at 0 and 1.
+        It is computed as a sigmoid of the log-odds over T, whose gradient is finite at 0 and 1.
         """
         if self.config.detach:
             p = p.detach()
         return torch.sigmoid(torch.logit(p, eps=1e-6) / self.config.temperature)
 
     def exported(self, networks: Networks) -> nn.Module:
-        """The first decoder with the encoder, or the mean of all."""
+        """Return the encoder with its first decoder, or the mean over all decoders."""
         if self.config.export == "first":
             return networks["student"]
         decoders = networks["student"]
@@ -150,7 +155,7 @@ class MCNet(Method):
         return parse_network_config({"kind": "mean", "members": members, "regions": regions})
 
     def committee(self, networks: Networks) -> Networks:
-        """The decoders."""
+        """Return the encoder with each of its decoders."""
         decoders = networks["student"]
         assert isinstance(decoders, SharedEncoderNetwork)
         return {f"decoder {k + 1}": member for k, member in enumerate(decoders.members())}

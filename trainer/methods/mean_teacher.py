@@ -22,7 +22,7 @@ from trainer.schedules import ema_decay
 
 
 class MeanTeacher(Method):
-    """L = L_sup(labelled) + w(t) mean (p_student - p_teacher)^2."""
+    """L = L_sup(labelled) + w(t) mean (p_student - p_teacher)^2, where the teacher is the student's moving average."""
 
     name = "mean_teacher"
 
@@ -30,14 +30,14 @@ class MeanTeacher(Method):
         """Settings of the paper's family.
 
         Attributes:
-            weight: the largest consistency weight w_max.
-            ramp: share of the updates over which w(t) = w_max exp(-5 (1 - t/T)^2) rises.
-            decay: limit of the moving average's decay.
-            noise: standard deviation of the Gaussian noise on the teacher's input, cut at twice that.
-            labelled: labelled patches per batch; by default half of it.
-            consistency_on: compare on unlabelled patches, or on the whole batch.
-            average_buffers: average buffers (batch norm) too; the papers average parameters only.
-            export: keep the student, as the papers do, or its moving average.
+            weight: Largest consistency weight w_max.
+            ramp: Share of the updates over which w(t) = w_max exp(-5 (1 - t/T)^2) rises.
+            decay: Limit of the moving average's decay.
+            noise: Standard deviation of the Gaussian noise on the teacher's input, clipped at twice this value.
+            labelled: Number of labelled patches per batch; by default half of the batch.
+            consistency_on: Patches that are compared: the ``unlabelled`` ones, or ``all`` of the batch.
+            average_buffers: If True, the buffers of batch norms are averaged too; the papers average parameters only.
+            export: Network that is kept: the ``student``, as in the papers, or its moving average (``teacher``).
         """
 
         weight: Annotated[float, Field(ge=0)] = 0.1
@@ -50,22 +50,22 @@ class MeanTeacher(Method):
         export: Literal["student", "teacher"] = "student"
 
     def build(self) -> Networks:
-        """The student and a teacher that starts as its copy and is moved by averaging only."""
+        """Build the student, and a teacher that starts as its copy and changes by averaging only."""
         student = self.build_student()
         return {"student": student, "teacher": freeze(copy.deepcopy(student))}
 
     def step_plan(self, step: int) -> StepPlan:
-        """Every step trains the student on a fixed composition."""
+        """Train the student on a batch of fixed composition in every step."""
         composition = self.composition(self.config.labelled)
         return StepPlan("train", {"student": self.student_rate(step)}, composition, step)
 
     def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
-        """Both in train mode: the papers' teacher keeps its dropout and batch statistics."""
+        """Set both networks to train mode: the papers' teacher keeps its dropout and batch statistics."""
         for network in networks.values():
             network.train()
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The supervised term and the weighted consistency term."""
+        """Return the supervised term and the weighted consistency term."""
         logits = networks["student"](batch.images)
         scale = share_of_part(batch.labelled, step_plan.composition.labelled, batch, step_plan)
         labels = batch.labels[: batch.labelled]
@@ -84,17 +84,17 @@ class MeanTeacher(Method):
         return {"total": total, **told}
 
     def consistency(self, networks: Networks, logits: Tensor, images: Tensor, step_plan: StepPlan) -> Tensor:
-        """mean (p_student - p_teacher)^2 over voxels and channels."""
+        """Return mean (p_student - p_teacher)^2 over voxels and channels."""
         target = self.teacher_probabilities(networks["teacher"], images)
         return weighted_mean((self.targets.probabilities(logits) - target).pow(2))
 
     @torch.no_grad()
     def teacher_probabilities(self, teacher: nn.Module, images: Tensor) -> Tensor:
-        """One pass over noisy patches (N, C, X, Y, Z)."""
+        """Return the teacher's probabilities of patches (N, C, X, Y, Z) with noise, in one pass."""
         return self.targets.probabilities(teacher(images + self.noise(images)))
 
     def mean_probabilities(self, network: nn.Module, images: Tensor, passes: int) -> Tensor:
-        """The mean of several such passes."""
+        """Return the mean of :meth:`teacher_probabilities` over several passes."""
         mean = self.teacher_probabilities(network, images)
         for _ in range(1, passes):
             mean += self.teacher_probabilities(network, images)
@@ -105,15 +105,15 @@ class MeanTeacher(Method):
         return bounded_noise(images, self.config.noise)
 
     def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
-        """theta' <- a theta' + (1 - a) theta with a = min(1 - 1/(t+1), decay)."""
+        """Update the teacher: theta' <- a theta' + (1 - a) theta with a = min(1 - 1/(t+1), decay)."""
         decay = ema_decay(step_plan.student_update, self.config.decay)
         update_moving_average(networks["teacher"], networks["student"], decay, buffers=self.config.average_buffers)
 
     def exported(self, networks: Networks) -> nn.Module:
-        """The student, or by switch its moving average."""
+        """Return the student or its moving average, as the setting ``export`` says."""
         return networks[self.config.export]
 
 
 def bounded_noise(images: Tensor, spread: float) -> Tensor:
-    """Gaussian noise of standard deviation ``spread``, cut at twice that."""
+    """Return Gaussian noise of standard deviation ``spread``, clipped at twice this value."""
     return (torch.randn_like(images) * spread).clamp(-2 * spread, 2 * spread)

@@ -1,4 +1,4 @@
-"""What a method is: its networks, what trains when on which batch, the loss of a batch, and what is kept.
+"""The interface of a method: its networks, the plan of each step, the loss of a batch, and the network that is kept.
 
 Everything else (batches, augmentation, precision, checkpoints, resume, logs) belongs to :mod:`trainer.loop`.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from semiseg.bundle.manifest import DistillationTeacher, PretrainedWeights
+from semiseg.deprecation import RenamedMember, renamed_arguments, renamed_attributes
 from semiseg.errors import validation_message
+from trainer.deprecated_names import RenamedMembers
 from trainer.errors import RecipeError
 from trainer.losses import soft_loss, supervised_loss
 from trainer.network_configs import AnyNetworkConfig, parse_network_config
@@ -27,13 +29,20 @@ from trainer.targets import Targets
 
 Networks = dict[str, nn.Module]
 
+if not TYPE_CHECKING:
+    __getattr__ = renamed_attributes(__name__, Task="SegmentationTask")
+
 
 @dataclass(frozen=True)
 class SegmentationTask:
-    """What is to be segmented, as a method needs to know it.
+    """The facts about a segmentation task that a method needs.
 
-    ``inputs`` are the student's channels; ``slice_axis`` is where 2D teachers slice; ``labelled`` and ``unlabelled``
-    count the scans that patches come from.
+    Attributes:
+        inputs: Number of input channels of the student.
+        targets: The segments and their encoding as channels.
+        slice_axis: Axis along which 2D networks slice a volume.
+        labelled: Number of labelled scans that patches come from.
+        unlabelled: Number of unlabelled scans that patches come from.
     """
 
     inputs: int
@@ -45,11 +54,15 @@ class SegmentationTask:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step of the loop: which networks learn, at which rates, and how its batch is composed.
+    """One step of the loop: the networks that learn, their learning rates, and the composition of the batch.
 
-    ``rates`` maps each network that learns in this step to its learning rate. ``student_update`` counts the student's
-    own updates before this step. ``host`` names the method inside another one whose step it is. After a step that is
-    not ``validate`` (the student does not segment yet) nothing is validated.
+    Attributes:
+        stage: Name of the stage, for the log.
+        rates: Learning rate of each network that learns in this step.
+        composition: Numbers of patches of each kind in the batch.
+        student_update: Number of updates of the student before this step.
+        host: Name of the method whose step it is, if that follows another stage; else empty.
+        validate: If False, nothing is validated after this step, because the student does not segment yet.
     """
 
     stage: str
@@ -58,29 +71,35 @@ class StepPlan:
     student_update: int
     host: str = ""
     validate: bool = True
+    judged = RenamedMember("validate")
 
     @property
     def label(self) -> str:
-        """For the log."""
+        """Name of the stage in the log."""
         return f"{self.host}-{self.stage}" if self.host else self.stage
 
 
-class Method(ABC):
-    """One paper. A subclass is one file under ``trainer/methods`` and one line of the registry.
+if not TYPE_CHECKING:
+    StepPlan.__init__ = renamed_arguments(judged="validate")(StepPlan.__init__)
 
-    A method is a stage of a run, mostly the only one; :meth:`stages` names those of a method with several. Steps are
-    counted by each stage from 0.
+
+class Method(RenamedMembers, ABC):
+    """Base class of the methods, each of which implements one paper.
+
+    A subclass is one file under ``trainer/methods`` and one line of the registry. A method is one stage of a run, in
+    most runs the only one; :meth:`stages` returns all stages of a method that has several. Each stage counts its steps
+    from 0.
 
     Attributes:
         name: Name in a recipe.
         patches_together: Number of patches that the loss combines with one another; they are in one part of a batch.
         uses: Names of networks of other stages that this stage works with.
-        guides: true for a stage that adds :meth:`guidance` to the losses of the stages after it.
-        guided: true for a stage that an earlier one guides: its batches hold unlabelled patches where there are any.
+        guides: True for a stage that adds :meth:`guidance` to the losses of the stages after it.
+        guided: True for a stage that an earlier stage guides. Its batches hold unlabelled patches if there are any.
         guided_networks: Names of the networks that learn from guidance.
         views: Names of further views of each patch that the loss compares: ``strong``, and ``stronger``, a second one
             with random changes of its own.
-        coarse_outputs: true for a loss that reads coarser logits of the students' decoders (see
+        coarse_outputs: True for a loss that reads coarser logits of the students' decoders (see
             :mod:`trainer.networks.outputs`).
     """
 
@@ -93,12 +112,18 @@ class Method(ABC):
     views: ClassVar[tuple[Literal["strong", "stronger"], ...]] = ()
     coarse_outputs: ClassVar[bool] = False
     Config: ClassVar[type[Section]]
+    former_members: ClassVar[dict[str, str]] = {
+        "jump": "next_step",
+        "kept": "exported_config",
+        "labelling": "labelling_workload",
+        "voters": "committee",
+    }
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """Read the recipe's switches for this method.
+        """Read the recipe's settings for this method.
 
         Raises:
-            RecipeError: a switch that does not exist, or a value that does not hold.
+            RecipeError: A setting does not exist, or its value is invalid.
         """
         self.recipe = recipe
         self.task = task
@@ -111,10 +136,10 @@ class Method(ABC):
 
     @classmethod
     def read_config(cls, recipe: Recipe) -> Section:
-        """What ``methods.<name>`` of a recipe says.
+        """Validate the settings in ``methods.<name>`` of a recipe.
 
         Raises:
-            RecipeError: a switch that does not exist, or a value that does not hold.
+            RecipeError: A setting does not exist, or its value is invalid.
         """
         try:
             return cls.Config.model_validate(recipe.methods.get(cls.name, {}))
@@ -123,48 +148,51 @@ class Method(ABC):
 
     @classmethod
     def students(cls, recipe: Recipe) -> tuple[AnyNetworkConfig, ...]:
-        """The 3D networks that see patches; the patch is made to suit them all."""
+        """Return the configurations of the 3D networks that see patches; the patch is made to suit all of them."""
         return (parse_network_config(recipe.student),)
 
     def check_parts(self, processes: int) -> None:
-        """Refuse a batch that does not give every part, in every process, patches that belong together.
+        """Refuse a batch of which a part, in any process, does not hold whole groups of ``patches_together`` patches.
+
+        Args:
+            processes: Number of processes that share a batch.
 
         Raises:
-            RecipeError: it does not.
+            RecipeError: The batch cannot be divided so.
         """
         parts = processes * self.recipe.accumulate
         if self.recipe.batch % (parts * self.patches_together) and self.patches_together > 1:
             raise RecipeError(
                 f"{self.name} combines {self.patches_together} patches at a time: a batch of {self.recipe.batch} in "
-                f"{parts} part(s) does not hold them; make it a multiple of {parts * self.patches_together}."
+                f"{parts} part(s) cannot be divided so; make it a multiple of {parts * self.patches_together}."
             )
 
     def stages(self) -> tuple[Method, ...]:
-        """The stages of a run, in the order in which they train."""
+        """Return the stages of a run, in the order in which they train."""
         return (self,)
 
     @abstractmethod
     def build(self) -> Networks:
-        """Make the stage's own networks, by name, with the random numbers of the caller's seed.
+        """Create the stage's own networks, by name, with the random numbers of the caller's seed.
 
-        The last stage's ``student`` is the network that is trained for.
+        The ``student`` of the last stage is the network that the run produces.
         """
 
     @abstractmethod
     def step_plan(self, step: int) -> StepPlan:
-        """What happens at ``step``: a pure function, so that a resumed run repeats it."""
+        """Return the plan of ``step``. It is a pure function of the step, so that a resumed run repeats it."""
 
     @abstractmethod
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """Scalar terms of the loss; ``total`` is what is minimised, the others are logged."""
+        """Return the scalar terms of the loss: ``total`` is minimised, the others are logged."""
 
     @property
     def steps(self) -> int:
-        """Steps of the loop for the recipe's number of student updates."""
+        """Number of steps of the loop for the recipe's number of student updates."""
         return self.recipe.updates
 
-    def after_update(self, networks: Networks, step_plan: StepPlan) -> None:  # noqa: B027 - most methods have nothing to do
-        """Called after the optimisers stepped."""
+    def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
+        """Run after the optimisers' step."""
 
     def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
         """Set the networks that learn to train mode and the others to evaluation mode."""
@@ -172,30 +200,30 @@ class Method(ABC):
             network.train(name in step_plan.rates)
 
     def optimiser(self, network: str) -> Optimiser:
-        """How ``network`` learns."""
+        """Return the settings of the optimiser of ``network``."""
         return self.recipe.optimiser
 
     def refreshes_foreground(self, step: int) -> bool:
-        """Whether the student's predictions of the unlabelled scans are to be renewed before ``step``.
+        """Return True if the student's predictions of the unlabelled scans are renewed before ``step``.
 
-        They only decide where patches are cut.
+        These predictions only decide where patches are cut.
         """
         return False
 
     def refreshes_pseudo_labels(self, step: int) -> bool:
-        """Whether predictions of the unlabelled scans become this stage's pseudo-labels from ``step`` on.
+        """Return True if predictions of the unlabelled scans become this stage's pseudo-labels from ``step`` on.
 
         They are kept in the run folder, and replace those that the stage made at an earlier step. At the step after
-        its last one a stage labels for the stages that follow.
+        its last one a stage makes labels for the stages that follow.
         """
         return False
 
     def labeller(self, networks: Networks, step: int) -> nn.Module | None:
-        """The module from windows to logits whose predictions they are; None stands for the student."""
+        """Return the module from windows to logits that predicts the pseudo-labels; None stands for the student."""
         return None
 
     def scan_labeller(self, step: int, scans: TrainingScans) -> ScanLabeller | None:
-        """What labels whole scans in place of a network; None where :meth:`labeller` does.
+        """Return a function that labels whole scans in place of a network; None if :meth:`labeller` labels them.
 
         Args:
             step: The step before which the scans are labelled.
@@ -207,22 +235,25 @@ class Method(ABC):
         return None
 
     def labelling_workload(self) -> LabellingWorkload | None:
-        """What :meth:`scan_labeller` would do, so that its time can be told before; None where a network labels."""
+        """Return the workload of :meth:`scan_labeller`, for the time estimate; None if a network labels the scans."""
         return None
 
     def restarts(self, step: int) -> tuple[str, ...]:
-        """The networks that start anew, from fresh random weights, before ``step`` (after any predictions)."""
+        """Return the names of the networks that restart from new random weights before ``step``.
+
+        Predictions that are due before ``step`` are made before the restart.
+        """
         return ()
 
     def fresh_optimisers(self, step: int) -> tuple[str, ...]:
-        """The networks that go on from ``step`` with an optimiser that remembers nothing."""
+        """Return the names of the networks that continue from ``step`` with a new optimiser, without moments."""
         return ()
 
-    def hand_over(self, networks: Networks) -> None:  # noqa: B027 - most stages have nothing to do
-        """Called with the networks of all stages when this stage has ended and another one follows."""
+    def hand_over(self, networks: Networks) -> None:
+        """Run after the last step of this stage if another one follows, with the networks of all stages."""
 
     def guiding_labels(self, networks: Networks, batch: Batch) -> Tensor:
-        """Labels that this stage gives to the N unlabelled patches of a later stage's batch.
+        """Return this stage's labels for the N unlabelled patches of a later stage's batch.
 
         They are codes (N, X, Y, Z) or soft labels (N, C + 1, X, Y, Z) of :mod:`trainer.soft_labels`.
 
@@ -233,7 +264,7 @@ class Method(ABC):
         return batch.guides[self.name][batch.labelled :]
 
     def guidance(self, logits: Tensor, labels: Tensor, batch: Batch, step_plan: StepPlan) -> Tensor:
-        """(Cross-entropy + Dice) / 2 of a later stage's network on unlabelled patches.
+        """Return (cross-entropy + Dice) / 2 of a later stage's network on unlabelled patches.
 
         Args:
             logits: Logits (N, C, X, Y, Z) of the unlabelled patches.
@@ -248,46 +279,46 @@ class Method(ABC):
         return scale * supervised_loss(logits, labels, self.targets)
 
     def guidance_weight(self, update: int) -> float:
-        """Weight of :meth:`guidance` at the student's ``update``."""
+        """Return the weight of :meth:`guidance` at the student's ``update``."""
         return 1.0
 
     def next_step(self, networks: Networks, step: int) -> int:
-        """Where to go on after ``step`` steps: further on, when a stage need not last as long as planned."""
+        """Return the step at which to continue after ``step`` steps; a later one ends a stage early."""
         return step
 
     def exported(self, networks: Networks) -> nn.Module:
-        """The one module that is validated, exported and served: windows (B, C, *window) to logits."""
+        """Return the module that is validated, exported and served: windows (B, C, *window) to logits."""
         return networks["student"]
 
     def exported_config(self) -> AnyNetworkConfig:
-        """The section that describes what :meth:`exported` returns."""
+        """Return the configuration of the module that :meth:`exported` returns."""
         return parse_network_config(self.recipe.student)
 
     def committee(self, networks: Networks) -> Networks:
-        """Modules from windows to logits whose disagreement says which scans are hard (see trainer.suggestion).
+        """Return modules from windows to logits whose disagreement shows which scans are hard (trainer.suggestion).
 
-        A network and its moving average are one voter: when the learning rate has fallen they are nearly equal.
+        A network and its moving average count as one member: once the learning rate has fallen they are nearly equal.
         """
         return {"student": self.exported(networks)}
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
-        """Weights that training starts from."""
+        """Return the pretrained weights that training starts from."""
         return ()
 
     def taught_by(self) -> DistillationTeacher | None:
-        """The finished network that the student learns from, for the manifest."""
+        """Return the finished network that the student learns from, for the manifest."""
         return None
 
     def build_student(self) -> nn.Module:
-        """The recipe's student for this task, as it is trained."""
+        """Build the recipe's student for this task, with the modules that only its training needs."""
         return self.build_network(parse_network_config(self.recipe.student))
 
     def build_network(self, section: AnyNetworkConfig) -> nn.Module:
-        """The network of a section for this task, with what its training needs beside it.
+        """Build the network of a configuration for this task, with the modules that only its training needs.
 
         Raises:
-            RecipeError: Deep supervision is asked for, or the method reads coarser logits, and the section does not say
-                which levels its decoder has.
+            RecipeError: Deep supervision is requested, or the method reads coarser logits, and the configuration does
+                not name the levels of its decoder.
         """
         network = section.build(self.task.inputs, self.targets.channels, self.recipe.size())
         if not (self.recipe.deep_supervision or self.coarse_outputs) or isinstance(network, MultiOutputNetwork):
@@ -295,10 +326,12 @@ class Method(ABC):
         return DeepSupervisionNetwork(network, self.coarser_levels(section), self.targets.channels)
 
     def coarser_levels(self, section: AnyNetworkConfig) -> tuple[tuple[str, int], ...]:
-        """The coarser levels of a section's decoder (see :meth:`Student.decoder`); none where it has further outputs.
+        """Return the coarser levels of a configuration's decoder (see :meth:`NetworkConfig.decoder`).
+
+        A network with further outputs has none.
 
         Raises:
-            RecipeError: The section does not say which they are.
+            RecipeError: The configuration does not name them.
         """
         if getattr(section, "several_outputs", False):
             return ()
@@ -307,21 +340,21 @@ class Method(ABC):
             asked = f"{self.name} reads coarser logits" if self.coarse_outputs else "In the recipe, deep_supervision"
             other = "take another method" if self.coarse_outputs else "leave deep_supervision out"
             raise RecipeError(
-                f"{asked}: the student ({section.kind}) does not say which coarser levels its decoder has; {other}, "
-                "or take a student of at least three levels."
+                f"{asked}: the student ({section.kind}) does not name the coarser levels of its decoder; {other}, "
+                "or take a student with at least three levels."
             )
         return levels
 
     def require_in_each_part(
         self, composition: BatchComposition, processes: int, *, labelled: int, unlabelled: int
     ) -> None:
-        """Refuse a batch that leaves a part, of a process or of an accumulation, fewer patches of a kind.
+        """Refuse a batch of which a part, of a process or of an accumulation step, has too few patches of a kind.
 
         Args:
-            mixture: Patches of a batch.
-            processes: Number of processes that share it.
-            labelled: Labelled patches that the method needs in each part.
-            unlabelled: Unlabelled ones.
+            composition: Numbers of patches of each kind in a batch.
+            processes: Number of processes that share a batch.
+            labelled: Number of labelled patches that the method needs in each part.
+            unlabelled: Number of unlabelled patches that the method needs in each part.
 
         Raises:
             RecipeError: A part has fewer.
@@ -338,18 +371,20 @@ class Method(ABC):
                 )
 
     def weight(self, update: int) -> float:
-        """w(t) of methods with the switches ``weight`` and ``ramp``: it rises to the one over that share of updates."""
+        """Return w(t), which rises to the setting ``weight`` over the share ``ramp`` of the updates."""
         return float(self.config.weight * ramp_up(update, self.config.ramp * self.recipe.updates))
 
     def student_rate(self, update: int) -> float:
-        """The student's learning rate at its ``update`` under the recipe's schedule."""
+        """Return the student's learning rate at its ``update`` under the recipe's schedule."""
         return self.recipe.optimiser.rate * rate_factor(self.recipe.schedule, update, self.recipe.updates)
 
     def composition(self, labelled: int | None) -> BatchComposition:
-        """A fixed mixture: ``labelled`` patches (by default half of the batch), the rest unlabelled, if there are any.
+        """Return a fixed composition: ``labelled`` patches, by default half of the batch, and unlabelled ones.
+
+        Without unlabelled scans all patches are labelled.
 
         Raises:
-            RecipeError: nothing of the batch is left for unlabelled patches.
+            RecipeError: The labelled patches fill the whole batch.
         """
         batch = self.recipe.batch
         if not self.task.unlabelled:
@@ -364,14 +399,15 @@ class Method(ABC):
 
 
 def share_of_part(patches: int, of: int, batch: Batch, step_plan: StepPlan) -> float:
-    """The weight of a mean over ``patches`` when they are a part of the ``of`` that the whole batch holds.
+    """Return the weight of a mean over ``patches`` patches, where the whole batch holds ``of`` patches of their kind.
 
-    The loop weights a part of a batch (of a process, or of an accumulation) by its share of all patches; a mean over
-    the labelled ones alone needs their share of the labelled ones. It is 1 for a whole batch.
+    The loop weights a part of a batch (of a process, or of an accumulation step) by its share of all patches, but a
+    mean over the labelled patches alone has to be weighted by their share of all labelled ones. The returned factor
+    turns one weight into the other. It is 1 for a whole batch.
     """
     return patches * step_plan.composition.total / (of * len(batch))
 
 
 def freeze(network: nn.Module) -> nn.Module:
-    """The network without gradients."""
+    """Exclude the network's parameters from gradients and return the network."""
     return network.requires_grad_(False)

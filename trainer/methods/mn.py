@@ -1,18 +1,18 @@
 """M&N: a 2D network pretrained on natural images and a 3D network teach each other.
 
-Yeung et al., "Learning from 2D natural images for semi-supervised 3D medical image segmentation" (M&N), 2025. The
-default follows the released code where the paper leaves a choice; each switch names its side.
+Yeung et al., "Learning from 2D natural images for semi-supervised 3D medical image segmentation" (M&N), 2025. Where the
+paper leaves a choice, the defaults follow the released code.
 
-Stage 1 trains both networks, apart, on the labelled patches. Stage 2 alternates: one epoch in which the 2D network
+Stage 1 trains both networks separately on the labelled patches. Stage 2 alternates: one epoch in which the 2D network
 learns from the labels and the 3D network's pseudo-masks, one in which the 3D network learns from the labels and the 2D
-network's. Learning-rate-guided sampling (Eq. 10) moves each batch from labelled to unlabelled patches as the rate
-falls.
+network's pseudo-masks. Learning-rate-guided sampling (Eq. 10) replaces labelled by unlabelled patches in a batch as the
+rate falls.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,28 +35,30 @@ class MN(Method):
     """L = KL(target || prediction) + Dice(prediction, target); the target is a label or the other network's softmax."""
 
     name = "mn"
+    former_members: ClassVar[dict[str, str]] = {"sliced": "as_volume_network"}
 
     class Config(Section):
         """The paper's settings and the rows of its ablation table.
 
         Attributes:
-            teacher: the 2D network and how it is tuned (LoRA, decoder, whole).
-            teacher_optimiser: how the 2D network learns.
-            stage1: share of the updates in which both networks see labelled patches only (500 of 4000 epochs).
-            warm_up: share of stage 1 in which the rate rises from 1% (50 of 500 epochs).
-            iterations: updates per epoch; the rate and the mixture change between epochs (8 in the released code).
-            cotrain: ``iterative``, or ``fixed2d``: the 2D network stays as it is after stage 1.
-            lrg: the share of unlabelled patches follows the learning rate (``lr``, Eq. 10), the epoch (``linear``, as
-                released), is the same throughout (``fixed``), or comes from drawing patches evenly from all scans
-                (``uniform``).
-            fixed_unlabelled: unlabelled patches of a batch where ``lrg`` is ``fixed``.
-            loss: ``pooled``, as released: one Dice over the mixed batch, and the divergence averaged over voxels and
-                channels. ``weighted`` is Eq. 5: cross-entropy and KL of a voxel are sums over the channels, and both
-                terms are weighted by the shares of labelled and unlabelled patches.
-            weight_kl, weight_dice: weights of the two terms.
-            slices: slices of each volume on which the 2D network learns in a step; None takes all, as the paper does.
-            chunk: slices per call when the 2D network only predicts.
-            refresh: shares of the updates at which pseudo-masks of whole scans are renewed. They only decide where
+            teacher: The 2D network and its fine-tuning (LoRA, decoder, whole).
+            teacher_optimiser: Optimiser of the 2D network.
+            stage1: Share of the updates in which both networks see labelled patches only (500 of 4000 epochs).
+            warm_up: Share of stage 1 in which the rate rises from 1% (50 of 500 epochs).
+            iterations: Number of updates per epoch; the rate and the composition of batches change between epochs (8 in
+                the released code).
+            cotrain: Training of stage 2: ``iterative``, or ``fixed2d``, in which the 2D network does not learn.
+            lrg: Share of unlabelled patches: it follows the learning rate (``lr``, Eq. 10) or the epoch (``linear``, as
+                released), is constant (``fixed``), or comes from drawing patches evenly from all scans (``uniform``).
+            fixed_unlabelled: Number of unlabelled patches of a batch if ``lrg`` is ``fixed``.
+            loss: Form of the loss: ``pooled``, as released, has one Dice over the mixed batch, and the divergence
+                averaged over voxels and channels. ``weighted`` is Eq. 5, in which cross-entropy and KL of a voxel are
+                sums over the channels, and both terms are weighted by the shares of labelled and unlabelled patches.
+            weight_kl, weight_dice: Weights of the two terms.
+            slices: Number of slices of each volume on which the 2D network learns in a step; None takes all, as in the
+                paper.
+            chunk: Number of slices per call if the 2D network only predicts.
+            refresh: Shares of the updates at which pseudo-masks of whole scans are renewed. They only decide where
                 patches are cut.
         """
 
@@ -76,7 +78,11 @@ class MN(Method):
         refresh: tuple[Share, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`Method`; the updates have to make whole epochs."""
+        """See :class:`Method`.
+
+        Raises:
+            RecipeError: The number of updates is not a whole number of epochs.
+        """
         super().__init__(recipe, task)
         if self.recipe.updates % self.config.iterations:
             raise RecipeError(
@@ -85,12 +91,12 @@ class MN(Method):
             )
 
     def build(self) -> Networks:
-        """The 3D student and the 2D teacher."""
+        """Build the 3D student and the 2D teacher."""
         student = self.build_student()
         return {"student": student, "teacher": self.build_2d()}
 
     def build_2d(self) -> Network2D:
-        """The 2D network.
+        """Build the 2D network.
 
         Raises:
             RecipeError: The patch's slices are too small for it.
@@ -99,38 +105,38 @@ class MN(Method):
         sides = [n for axis, n in enumerate(self.recipe.size()) if axis != self.task.slice_axis]
         if min(sides) < teacher.min_slice_size():
             raise RecipeError(
-                f"The 2D network needs slices of at least {teacher.min_slice_size()} voxels a side, the patch's are of "
-                f"{sides[0]} x {sides[1]}; enlarge them (methods.mn.teacher.enlarge) or take a larger patch."
+                f"The 2D network needs slices of at least {teacher.min_slice_size()} voxels per side; the patch's have "
+                f"{sides[0]} x {sides[1]}. Enlarge them (methods.mn.teacher.enlarge) or take a larger patch."
             )
         return teacher
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
-        """The 2D network's weights."""
+        """Return the 2D network's pretrained weights."""
         teacher: TeacherConfig = self.config.teacher
         return teacher.pretrained()
 
     def optimiser(self, network: str) -> Optimiser:
-        """Each network has its own."""
+        """Return the settings of the 2D network's optimiser, or of the recipe's for the student."""
         optimiser: Optimiser = self.config.teacher_optimiser
         return optimiser if network == "teacher" else self.recipe.optimiser
 
-    # --- who learns when ------------------------------------------------------------------------------------------
+    # --- schedule of the training ---------------------------------------------------------------------------------
 
     @property
     def epochs(self) -> tuple[int, int]:
-        """Epochs of stage 1 and of stage 2, counted for the student."""
+        """Numbers of epochs of stage 1 and of stage 2, counted for the student."""
         total = self.recipe.updates // self.config.iterations
         first = min(round(self.config.stage1 * total), total)
         return first, total - first
 
     @property
     def steps(self) -> int:
-        """Stage 1 trains both networks in one step; in stage 2 each has steps of its own."""
+        """Number of steps: in stage 1 a step trains both networks, in stage 2 each network has its own steps."""
         first, second = self.epochs
         return int(self.config.iterations * (first + second * self._epochs_per_round))
 
     def step_plan(self, step: int) -> StepPlan:
-        """Stage 1: both. Stage 2: an epoch of the 2D network, then an epoch of the 3D network, and so on."""
+        """Train both networks in stage 1; in stage 2, the 2D and the 3D network in alternate epochs."""
         length = self.config.iterations
         first, second = self.epochs
         epoch, within = divmod(step, length)
@@ -148,7 +154,7 @@ class MN(Method):
         return StepPlan(f"cotrain-{learner}", self._rates(factor, learner), composition, update)
 
     def unlabelled_in_batch(self, epoch: int, step: int) -> int:
-        """b_u of a stage-2 ``epoch``: Eq. 10, floor((eta_0 - eta) / (eta_0 - eta_end) B) with eta_end = 0."""
+        """Return b_u of a stage-2 ``epoch``: Eq. 10, floor((eta_0 - eta) / (eta_0 - eta_end) B) with eta_end = 0."""
         batch, second = self.recipe.batch, self.epochs[1]
         if self.config.lrg == "fixed":
             return int(min(self.config.fixed_unlabelled, batch))
@@ -156,11 +162,11 @@ class MN(Method):
             share = self.task.unlabelled / (self.task.unlabelled + self.task.labelled)
             return int(np.random.default_rng((self.recipe.seed, 3, step)).binomial(batch, share))
         fallen = 1.0 - cosine_decay(epoch, second) if self.config.lrg == "lr" else epoch / max(second, 1)
-        # The tolerance keeps a product that is a whole number up to rounding from losing a patch.
+        # The tolerance keeps floor() from losing a patch when rounding takes a whole number slightly down.
         return min(batch, math.floor(fallen * batch + 1e-9))
 
     def refreshes_foreground(self, step: int) -> bool:
-        """At the chosen shares of the student's epochs, before the student's part."""
+        """Return True at the chosen shares of the student's epochs, before the student's part."""
         length = self.config.iterations
         total = sum(self.epochs)
         step_plan = self.step_plan(step)
@@ -176,10 +182,10 @@ class MN(Method):
     def _rates(self, factor: float, *networks: str) -> dict[str, float]:
         return {name: self.optimiser(name).rate * factor for name in networks}
 
-    # --- what they learn ------------------------------------------------------------------------------------------
+    # --- losses ---------------------------------------------------------------------------------------------------
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The labelled loss of each learner, or the co-training loss (Eq. 5) of the one whose turn it is."""
+        """Return the labelled loss of both networks, or the co-training loss (Eq. 5) of the one that learns."""
         terms: dict[str, Tensor] = {}
         if "student" in step_plan.rates:
             target = self._target(batch, networks["teacher"] if step_plan.composition.unlabelled else None, flat=True)
@@ -199,11 +205,11 @@ class MN(Method):
         composition: BatchComposition,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """KL and Dice between predictions and targets (N, C, ...), of which the first ``labelled`` are labels.
+        """Return KL and Dice between predictions and targets (N, C, ...), of which the first ``labelled`` are labels.
 
-        ``pooled``: one mean and one Dice over the batch; the KL part is then (b_l/B) KL_l + (b_u/B) KL_u divided by the
-        number of channels, the Dice part is only about the weighted one. ``weighted``: Eq. 5; ``mixture`` holds b_l
-        and b_u.
+        ``pooled`` has one mean and one Dice over the batch. Its KL part is (b_l/B) KL_l + (b_u/B) KL_u divided by the
+        number of channels; its Dice part only approximates the weighted one. ``weighted`` is Eq. 5; ``composition``
+        holds b_l and b_u.
         """
         if self.config.loss == "pooled" or not composition.labelled or not composition.unlabelled:
             return self._pair(logits, target, weights)
@@ -215,7 +221,7 @@ class MN(Method):
         return torch.stack(pairs).sum()
 
     def _pair(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-        """KL and Dice, weighted; for one-hot targets KL is cross-entropy (over C when pooled, as released)."""
+        """Return weighted KL plus Dice; for one-hot targets KL is cross-entropy (over C if pooled, as released)."""
         divergences = self.targets.divergence(logits, target)
         if self.config.loss == "weighted":
             divergences = self.targets.over_channels(divergences)
@@ -227,13 +233,13 @@ class MN(Method):
         return self.config.weight_kl * divergence + self.config.weight_dice * dice
 
     def loss_2d(self, teacher: nn.Module, batch: Batch, target: Tensor, composition: BatchComposition) -> Tensor:
-        """The 2D network's loss on the slices of a batch, against encoded targets (N, C, X, Y, Z)."""
+        """Return the 2D network's loss on the slices of a batch, against encoded targets (N, C, X, Y, Z)."""
         axis = self.task.slice_axis
         depth = batch.images.shape[2 + axis]
         images, wanted, weights = batch.images, target, _all_weights(batch)
         count = self.config.slices
         if count is not None and count < depth:
-            # Slices of each volume are drawn alike for image and target; which ones depends on the step alone.
+            # The same slices are drawn for image and target; the choice depends on the step alone.
             random = np.random.default_rng((self.recipe.seed, 4, batch.step))
             rows = torch.from_numpy(np.sort(random.choice(depth, count, replace=False))).to(images.device)
             images, wanted = images.index_select(2 + axis, rows), target.index_select(2 + axis, rows)
@@ -244,12 +250,12 @@ class MN(Method):
         return self.mixed_loss(logits, to_slices(wanted, axis), batch.labelled * depth, composition, flat)
 
     def committee(self, networks: Networks) -> Networks:
-        """The 3D network, and the 2D network slice by slice."""
+        """Return the 3D network, and the 2D network applied slice by slice."""
         return {"3D": networks["student"], "2D": self.as_volume_network(networks["teacher"])}
 
     @torch.no_grad()
     def _target(self, batch: Batch, other: nn.Module | None, *, flat: bool) -> Tensor:
-        """Encoded labels, then for unlabelled patches the soft masks of the ``other`` network (2D if ``flat``)."""
+        """Return encoded labels, then for unlabelled patches soft masks of the ``other`` network (2D if ``flat``)."""
         labels = self.targets.encode(batch.labels[: batch.labelled])
         images = batch.images[batch.labelled :]
         if other is None or not len(images):
@@ -258,12 +264,12 @@ class MN(Method):
         return torch.cat([labels, self.targets.probabilities(logits)])
 
     def as_volume_network(self, teacher: nn.Module) -> SlicewiseNetwork:
-        """The 2D network on volumes (N, C, X, Y, Z)."""
+        """Return the 2D network as a network for volumes (N, C, X, Y, Z)."""
         return SlicewiseNetwork(teacher, self.task.slice_axis, self.config.chunk)
 
 
 def _all_weights(batch: Batch) -> Tensor | None:
-    """Weights of a batch whose unlabelled patches count 1 everywhere; None where all do."""
+    """Return a batch's weights, which are 1 at all voxels of unlabelled patches; None if all weights are 1."""
     if batch.weights is None:
         return None
     return torch.cat([batch.weights[: batch.labelled], torch.ones_like(batch.weights[batch.labelled :])])

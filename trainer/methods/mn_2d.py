@@ -1,7 +1,7 @@
-"""M&N's 2D network alone: trained on the slices of the labelled scans, and judged on volumes.
+"""M&N's 2D network alone, trained on the slices of the labelled scans and evaluated on volumes.
 
-Yeung et al., "Learning from 2D natural images for semi-supervised 3D medical image segmentation" (M&N), 2025, the rows
-of its first table that have one network.
+Yeung et al., "Learning from 2D natural images for semi-supervised 3D medical image segmentation" (M&N), 2025: the rows
+of its first table with a single network.
 """
 
 from __future__ import annotations
@@ -24,24 +24,30 @@ from trainer.teachers import TeacherConfig
 
 
 class MN2D(MN):
-    """L = KL(label || prediction) + Dice(prediction, label) on slices; the network that is kept is the 2D one."""
+    """L = KL(label || prediction) + Dice(prediction, label) on slices; the 2D network is kept."""
 
     name = "mn_2d"
 
     class Config(Section):
-        """The network and its settings are those of ``methods.mn``: ``teacher``, ``teacher_optimiser``, ``slices``,
-        ``chunk``, ``loss`` and the weights of its two terms. The recipe's ``schedule`` holds; ``student`` is not used.
+        """No settings of its own: those of ``methods.mn`` apply.
+
+        They are ``teacher``, ``teacher_optimiser``, ``slices``, ``chunk``, ``loss`` and the weights of its two terms.
+        The recipe's ``schedule`` applies; ``student`` is not used.
         """
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`Method`; what only a 3D student has is refused."""
-        super(MN, self).__init__(recipe, task)  # epochs of whole iterations are mn's
-        reject_deep_supervision(self, "trains a 2D network, whose decoder it does not know")
+        """See :class:`Method`.
+
+        Raises:
+            RecipeError: The recipe has keys that apply to 3D students only.
+        """
+        super(MN, self).__init__(recipe, task)  # without MN's check of the epochs, which it does not have
+        reject_deep_supervision(self, "trains a 2D network, whose decoder's levels it does not read")
         reject_initial_run(self, "methods.mn.teacher.weights")
 
     @classmethod
     def read_config(cls, recipe: Recipe) -> Section:
-        """Those of ``methods.mn``; ``methods.mn_2d`` has none of its own."""
+        """Validate and return the settings of ``methods.mn``; ``methods.mn_2d`` has none of its own."""
         super().read_config(recipe)
         return MN.read_config(recipe)
 
@@ -53,37 +59,40 @@ class MN2D(MN):
 
     @classmethod
     def students(cls, recipe: Recipe) -> tuple[AnyNetworkConfig, ...]:
-        """The 2D network on volumes."""
+        """Return the configuration of the 2D network on volumes."""
         switches: Any = cls.read_config(recipe)
-        network = switches.teacher.model_copy(update={"weights": None})  # it is only asked which patches suit it
+        network = switches.teacher.model_copy(update={"weights": None})  # used only to find patch sizes that suit it
         return (parse_network_config({"kind": "sliced", "network": network.model_dump(mode="json")}),)
 
     def build(self) -> Networks:
-        """The 2D network on volumes."""
+        """Build the 2D network as a network for volumes."""
         return {"student": self.as_volume_network(self.build_2d())}
 
     @property
     def steps(self) -> int:
-        """The recipe's updates."""
+        """Number of the recipe's updates."""
         return self.recipe.updates
 
     def step_plan(self, step: int) -> StepPlan:
-        """Every step trains on labelled patches, on half a batch of them when a guide labels the others."""
+        """Train on labelled patches in every step.
+
+        If an earlier stage guides this one, half of the batch is unlabelled patches.
+        """
         composition = self.composition(None) if self.guided else BatchComposition(self.recipe.batch, 0)
         factor = rate_factor(self.recipe.schedule, step, self.recipe.updates)
         return StepPlan("train", {"student": self.optimiser("student").rate * factor}, composition, step)
 
     def optimiser(self, network: str) -> Optimiser:
-        """The 2D network's."""
+        """Return the settings of the 2D network's optimiser."""
         optimiser: Optimiser = self.config.teacher_optimiser
         return optimiser
 
     def refreshes_foreground(self, step: int) -> bool:
-        """Never: no unlabelled patch is cut."""
+        """Return False: no unlabelled patch is cut."""
         return False
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The labelled loss on slices."""
+        """Return the labelled loss on slices."""
         sliced = networks["student"]
         assert isinstance(sliced, SlicewiseNetwork)
         n = batch.labelled
@@ -95,7 +104,7 @@ class MN2D(MN):
         return {"total": total, "supervised": torch.detach(total)}
 
     def exported_config(self) -> AnyNetworkConfig:
-        """See :meth:`Method.exported_config`; without the weights that it began with, which the run's own replace."""
+        """See :meth:`Method.exported_config`; it names no pretrained weights, which the run's own weights replace."""
         teacher: TeacherConfig = self.config.teacher
         if teacher.weights is not None:
             teacher = teacher.without_weights(self.build_2d())
@@ -103,5 +112,5 @@ class MN2D(MN):
         return parse_network_config({**section, "axis": self.task.slice_axis})
 
     def committee(self, networks: Networks) -> Networks:
-        """The one network."""
+        """Return the one network."""
         return {"student": networks["student"]}

@@ -1,4 +1,4 @@
-"""A stage that comes before another method, which its switches name."""
+"""A first stage that another method follows, which its settings name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ class PretrainThenTrain(Method):
     """A method that is a first stage; any other method follows, unchanged.
 
     Attributes:
-        next_method_key: Name of the switch that names the method that follows.
-        host: Method that follows; its switches stand in the recipe under its own name, as for it alone.
+        next_method_key: Name of the setting that names the method that follows.
+        host: Method that follows; its settings stand in the recipe under its own name, as if it were used alone.
     """
 
     next_method_key: ClassVar[str]
+    former_members: ClassVar[dict[str, str]] = {"refuse_circles": "check_no_cycle", "switch": "next_method_key"}
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`Method`; the method that follows reads its own section."""
+        """See :class:`Method`; the method that follows reads its own section of the recipe."""
         super().__init__(recipe, task)
         self.check_no_cycle(recipe)
         self.host = self._chosen(recipe)(recipe, task)
@@ -32,17 +33,17 @@ class PretrainThenTrain(Method):
         """Refuse a method that would follow itself.
 
         Raises:
-            RecipeError: It would.
+            RecipeError: The chain of methods has a cycle.
         """
         chain = cls.chain(recipe)
         if chain[-1] in chain[:-1]:
             raise RecipeError(
-                f"In the recipe, methods.{cls.name}.{cls.next_method_key}: {' -> '.join(chain)} has no end."
+                f"In the recipe, methods.{cls.name}.{cls.next_method_key}: {' -> '.join(chain)} is a cycle."
             )
 
     @classmethod
     def chain(cls, recipe: Recipe) -> list[str]:
-        """Names of this method and of those that follow it; one that is there already is the last."""
+        """Return the names of this method and of those that follow it; the first repeated name ends the list."""
         names, following = [cls.name], cls._chosen(recipe)
         while following.name not in names and issubclass(following, PretrainThenTrain):
             names.append(following.name)
@@ -50,12 +51,12 @@ class PretrainThenTrain(Method):
         return [*names, following.name]
 
     def stages(self) -> tuple[Method, ...]:
-        """This one, then those of the method that follows."""
+        """Return this stage and those of the method that follows."""
         return (self, *self.host.stages())
 
     @classmethod
     def students(cls, recipe: Recipe) -> tuple[AnyNetworkConfig, ...]:
-        """Those of the method that follows."""
+        """Return the configurations of the method that follows."""
         return cls._chosen(recipe).students(recipe)
 
     @classmethod

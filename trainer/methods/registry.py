@@ -1,6 +1,6 @@
-"""The methods by name. A built-in one is a line of :data:`BUILT_IN` beside its file.
+"""The methods by name. A built-in method has a file and a line of :data:`BUILT_IN`.
 
-A method of one's own is named ``package.module:Class`` in a recipe, or by the name under which an installed package
+A user's own method is named ``package.module:Class`` in a recipe, or by the name under which an installed package
 offers it in the entry point group ``semiseg.methods``.
 """
 
@@ -43,10 +43,10 @@ ENTRY_POINTS = "semiseg.methods"
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method.
+    """Return the class of a method.
 
     Raises:
-        ValueError: There is no such method, or it cannot be imported, or it is no method.
+        ValueError: There is no such method, it cannot be imported, or it is not a method.
     """
     where = BUILT_IN.get(name) or name
     if ":" not in where:
@@ -56,7 +56,7 @@ def method_class(name: str) -> type[Method]:
         where = offered[name]
     found = _imported(where)
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ValueError(f"{where} is no method: it does not derive from trainer.methods.method.Method")
+        raise ValueError(f"{where} is not a method: it does not derive from trainer.methods.method.Method")
     if not isinstance(getattr(found, "name", None), str) or not hasattr(found, "Config"):
         raise ValueError(f"{where} has no `name`, or no `Config`, which every method has")
     return found
@@ -68,7 +68,7 @@ def _known(name: str) -> str:
 
 
 MethodName = Annotated[str, AfterValidator(_known)]
-"""A switch that names another method."""
+"""A setting that names another method."""
 
 
 def _imported(where: str) -> Any:

@@ -1,4 +1,4 @@
-"""Self-training: a network labels the unlabelled scans, a new one learns from labels and pseudo-labels, and again.
+"""Self-training: a network labels the unlabelled scans and a new one learns from all labels, in one or more rounds.
 
 Scudder 1965; for volumes as described in CFR (Li et al.), section on re-training: (1) train on the labelled scans,
 (2) predict the unlabelled ones, (3) train on both; (2) and (3) repeat.
@@ -19,19 +19,19 @@ from trainer.schedules import rate_factor
 
 
 class SelfTraining(Method):
-    """L = L_sup(labelled) + weight L_sup(unlabelled, pseudo-labels of the round before)."""
+    """L = L_sup(labelled) + weight L_sup(unlabelled, pseudo-labels of the previous round)."""
 
     name = "self_training"
 
     class Config(Section):
-        """The paper leaves the number of rounds open.
+        """Settings; the paper leaves the number of rounds open.
 
         Attributes:
-            rounds: how often the unlabelled scans are labelled.
-            first: share of the updates before the first pseudo-labels; the rounds share the rest evenly.
-            restart: each round trains a new student (else the last one goes on).
-            weight: of the pseudo-labelled term.
-            labelled: labelled patches per batch once there are pseudo-labels; by default half of it.
+            rounds: Number of times that the unlabelled scans are labelled.
+            first: Share of the updates before the first pseudo-labels; the rounds share the rest evenly.
+            restart: If True, each round trains a new student, else it continues with the last one.
+            weight: Weight of the pseudo-labelled term.
+            labelled: Number of labelled patches per batch once there are pseudo-labels; by default half of the batch.
         """
 
         rounds: Positive = 1
@@ -41,11 +41,11 @@ class SelfTraining(Method):
         labelled: Annotated[int, Field(ge=1)] | None = None
 
     def build(self) -> Networks:
-        """The student alone."""
+        """Build the student alone."""
         return {"student": self.build_student()}
 
     def step_plan(self, step: int) -> StepPlan:
-        """The labelled stage, then the rounds; the learning rate's schedule starts anew in each."""
+        """Train on the labelled scans first, then in rounds; the learning rate's schedule restarts in each."""
         current, begun, ended = self.round_at(step)
         rate = self.recipe.optimiser.rate * rate_factor(self.recipe.schedule, step - begun, ended - begun)
         pseudo = current or self.guided
@@ -53,7 +53,7 @@ class SelfTraining(Method):
         return StepPlan(f"round-{current}" if current else "labelled", {"student": rate}, composition, step)
 
     def round_at(self, step: int) -> tuple[int, int, int]:
-        """(round, its first step, the step after its last); round 0 learns from labels alone."""
+        """Return the round of ``step``, its first step and the step after its last; round 0 has labels alone."""
         total, rounds = self.recipe.updates, self.config.rounds if self.task.unlabelled else 0
         if not rounds:
             return 0, 0, total
@@ -63,16 +63,16 @@ class SelfTraining(Method):
         return current, starts[current], starts[current + 1]
 
     def refreshes_pseudo_labels(self, step: int) -> bool:
-        """Before the first step of every round."""
+        """Return True before the first step of every round."""
         current, begun, _ = self.round_at(step)
         return current > 0 and step == begun
 
     def restarts(self, step: int) -> tuple[str, ...]:
-        """A new student for every round."""
+        """Restart the student in every round if ``restart`` is set."""
         return ("student",) if self.config.restart and self.refreshes_pseudo_labels(step) else ()
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The two terms; before the first round there is only the first."""
+        """Return the two terms; before the first round there is only the supervised one."""
         logits = networks["student"](batch.images)
         n = batch.labelled
         terms: dict[str, Tensor] = {}

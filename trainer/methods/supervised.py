@@ -1,4 +1,4 @@
-"""Supervised training on the labelled scans alone: what every semi-supervised method has to beat."""
+"""Supervised training on the labelled scans alone, the baseline of the semi-supervised methods."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from trainer.recipe import Section
 
 
 class Supervised(Method):
-    """(cross-entropy + Dice) / 2 on batches of labelled patches."""
+    """L = (cross-entropy + Dice) / 2 on batches of labelled patches."""
 
     name = "supervised"
 
     class Config(Section):
-        """There is nothing to switch."""
+        """The method has no settings."""
 
     def build(self) -> Networks:
-        """The student alone."""
+        """Build the student alone."""
         return {"student": self.build_student()}
 
     def step_plan(self, step: int) -> StepPlan:
-        """Every step trains the student on a batch of labelled patches, half of it when a guide labels the others."""
+        """Train the student on labelled patches in every step.
+
+        If an earlier stage guides this one, half of the batch is unlabelled patches.
+        """
         composition = self.composition(None) if self.guided else BatchComposition(self.recipe.batch, 0)
         return StepPlan("train", {"student": self.student_rate(step)}, composition, step)
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The supervised loss."""
+        """Return the supervised loss."""
         n = batch.labelled
         logits = networks["student"](batch.images)
         scale = share_of_part(n, step_plan.composition.labelled, batch, step_plan)

@@ -1,4 +1,4 @@
-"""URPC: the logits of all levels of one decoder agree with their mean, where they are alike.
+"""URPC: the predictions of all levels of one decoder agree with their mean, weighted by their certainty.
 
 Luo et al., "Efficient semi-supervised gross target volume of nasopharyngeal carcinoma segmentation via uncertainty
 rectified pyramid consistency", MICCAI 2021; "Semi-supervised medical image segmentation via uncertainty rectified
@@ -40,8 +40,9 @@ class URPC(Method):
         Attributes:
             weight: Largest weight w_max of the unsupervised term.
             ramp: Share of the updates over which w(t) rises.
-            labelled: Labelled patches per batch; by default half of it.
-            divergence: D_s is KL(p || p_s), ``from_mean``, as released, or KL(p_s || p), ``to_mean``, as printed.
+            labelled: Number of labelled patches per batch; by default half of the batch.
+            divergence: Direction of D_s: KL(p || p_s), ``from_mean``, as released, or KL(p_s || p), ``to_mean``, as
+                printed.
         """
 
         weight: Annotated[float, Field(ge=0)] = 0.1
@@ -50,21 +51,25 @@ class URPC(Method):
         divergence: Literal["from_mean", "to_mean"] = "from_mean"
 
     def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
-        """See :class:`Method`; the labels teach all levels already."""
+        """See :class:`Method`.
+
+        Raises:
+            RecipeError: Deep supervision is requested, though the loss is taken at all levels already.
+        """
         super().__init__(recipe, task)
-        reject_deep_supervision(self, "teaches the coarser levels by itself")
+        reject_deep_supervision(self, "trains the coarser levels itself")
 
     def build(self) -> Networks:
-        """The student, with a 1x1x1 convolution to logits at each level of its decoder; these are not exported."""
+        """Build the student, with a 1x1x1 convolution to logits at each coarser level, which is not exported."""
         return {"student": self.build_student()}
 
     def step_plan(self, step: int) -> StepPlan:
-        """Every step trains the student on a fixed composition."""
+        """Train the student on a batch of fixed composition in every step."""
         composition = self.composition(self.config.labelled)
         return StepPlan("train", {"student": self.student_rate(step)}, composition, step)
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """The supervised term of all levels, and their consistency on unlabelled patches."""
+        """Return the supervised term of all levels and their consistency on unlabelled patches."""
         n = batch.labelled
         levels = self.pyramid(networks, batch)
         scale = share_of_part(n, step_plan.composition.labelled, batch, step_plan)
@@ -79,7 +84,7 @@ class URPC(Method):
         return {"total": total, **told, "uncertainty": uncertainty.detach()}
 
     def pyramid(self, networks: Networks, batch: Batch) -> list[Tensor]:
-        """Logits (N, K, X, Y, Z) of all levels, finest first, the coarser ones enlarged trilinearly.
+        """Return logits (N, K, X, Y, Z) of all levels, finest first; the coarser ones are enlarged trilinearly.
 
         Raises:
             RecipeError: The student returned no coarser logits.
@@ -93,7 +98,7 @@ class URPC(Method):
         return [logits, *(functional.interpolate(y, size=size, mode="trilinear", align_corners=False) for y in coarse)]
 
     def consistency(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The rectified distance to the mean, and the mean uncertainty, each a mean over the levels.
+        """Return the rectified distance to the mean and the mean uncertainty, each a mean over the levels.
 
         Gradients pass through the mean prediction and through the weights, as released.
         """

@@ -1,6 +1,6 @@
-"""The 3D networks that are kept. A recipe's ``student`` section says which, and its settings.
+"""Configurations of the 3D networks that a run can keep, as in the ``student`` section of a recipe.
 
-A student turns patches (N, inputs, X, Y, Z) into logits (N, outputs, X, Y, Z).
+Each network maps patches (N, inputs, X, Y, Z) to logits (N, outputs, X, Y, Z).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from semiseg.errors import validation_message
+from semiseg.renamed_keys import rename_values
 from trainer.errors import RecipeError
 from trainer.network_configs.base import NetworkConfig, Triple
 from trainer.network_configs.convolutional import DynUNetConfig, SegResNetConfig, UNet3DConfig, UNetConfig, VNetConfig
@@ -20,6 +21,7 @@ from trainer.network_configs.custom import CustomNetworkConfig
 from trainer.network_configs.slicewise import MosaicConfig, SlicewiseConfig
 from trainer.network_configs.transformers import SwinUNETRConfig, UNETRConfig
 from trainer.networks.ensemble import NetworkEnsemble
+from trainer.recipe import RENAMED_KINDS
 
 SingleNetworkConfig = (
     UNetConfig
@@ -34,11 +36,11 @@ SingleNetworkConfig = (
 
 
 class EnsembleConfig(NetworkConfig):
-    """Several networks that answer with the mean of their probabilities.
+    """Several networks whose result is the mean of their probabilities.
 
     Attributes:
-        members: the networks, each a section like this one.
-        regions: segments overlap, so that probabilities are sigmoids and no softmax.
+        members: Configurations of the networks.
+        regions: True if segments overlap, so that probabilities are sigmoids instead of a softmax.
     """
 
     kind: Literal["mean"]
@@ -47,11 +49,11 @@ class EnsembleConfig(NetworkConfig):
 
     @property
     def takes_any_size(self) -> bool:
-        """Whether all do."""
+        """True if all members take patches of any size."""
         return all(member.takes_any_size for member in self.members)
 
     def divisor(self) -> Triple:
-        """What suits all."""
+        """Return the divisor that suits all members."""
         return patch_divisor(self.members)
 
     def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
@@ -64,23 +66,27 @@ _STUDENT: TypeAdapter[AnyNetworkConfig] = TypeAdapter(Annotated[AnyNetworkConfig
 
 
 def parse_network_config(section: dict[str, Any], where: str = "student") -> AnyNetworkConfig:
-    """Validate a recipe's ``student`` section, or that of another 3D network, which stands at ``where``.
+    """Validate a recipe's ``student`` section, or the section of another 3D network.
+
+    Args:
+        section: The section.
+        where: Key of the section, for errors.
 
     Raises:
-        RecipeError: an unknown kind or setting.
+        RecipeError: The kind or a setting is unknown, or a value is invalid.
     """
     try:
-        return _STUDENT.validate_python(section)
+        return _STUDENT.validate_python(rename_values(section, "kind", RENAMED_KINDS, f"the recipe, {where}"))
     except ValidationError as error:
         raise RecipeError(f"In the recipe, {where}: {validation_message(error)}.") from None
 
 
 def patch_divisor(students: Iterable[NetworkConfig]) -> Triple:
-    """A patch's sides must be multiples of these to suit all the students."""
+    """Return the numbers of which a patch's sides have to be multiples to suit all the students."""
     x, y, z = (math.lcm(*sides) for sides in zip(*(s.divisor() for s in students), strict=True))
     return (x, y, z)
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of parameters."""
+    """Return the number of parameters."""
     return sum(p.numel() for p in network.parameters())

@@ -1,4 +1,4 @@
-"""What the section of a 3D network says and offers."""
+"""Base classes of the configurations of 3D networks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class NetworkConfig(Section):
-    """What every student's section offers.
+    """Base class of the configurations, which are sections of a recipe.
 
     Attributes:
-        any_size: whether one set of weights takes patches of several sizes.
-        layers: names of modules: what ``deepest`` returns are the coarsest features; what goes into ``features`` are
-            the last ones before the logits; what ``compared`` returns is what comparative pre-training compares first,
-            by default the coarsest features.
-        encoders: names of the modules from which decoders take features, those of the skip connections included.
+        any_size: True if one set of weights takes patches of several sizes.
+        layers: Names of modules in the network, by their role. The output of ``deepest`` is the coarsest features; the
+            input of ``features`` is the last features before the logits; the output of ``compared`` is the features
+            that comparative pre-training compares first, by default the coarsest ones.
+        encoders: Names of the modules from which decoders take features, including those of the skip connections.
     """
 
     any_size: ClassVar[bool] = True
@@ -35,43 +35,51 @@ class NetworkConfig(Section):
 
     @abstractmethod
     def divisor(self) -> Triple:
-        """A patch's sides must be multiples of these."""
+        """Return the numbers of which a patch's sides have to be multiples."""
 
     @abstractmethod
     def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
-        """A new network with random weights."""
+        """Build a new network with random weights.
+
+        Args:
+            inputs: Number of input channels.
+            outputs: Number of channels of the logits.
+            patch: Size of a patch in voxels.
+        """
 
     @property
     def takes_any_size(self) -> bool:
-        """Whether windows of other sizes than the patch's may be asked for."""
+        """True if the network takes windows of other sizes than the patch's."""
         return self.any_size
 
     def module_name(self, name: Layer) -> str:
-        """The name of the module ``name`` in the network.
+        """Return the name, in the network, of the module with the role ``name``.
 
         Raises:
-            RecipeError: nobody says which it is.
+            RecipeError: The configuration does not name a module of this role.
         """
         layers = self._layers()
         found = layers.get(name) or (layers.get("deepest") if name == "compared" else None)
         if found is None:
             raise RecipeError(
-                f"The student does not say which of its modules is `{name}`, which this method looks into; name it in "
+                f"The student does not name its module with the role `{name}`, which this method needs; name it in "
                 "`student.modules`, or take another student."
             )
         return found
 
     def encoder(self) -> tuple[str, ...]:
-        """The names of the encoder's modules; none when nobody says."""
+        """Return the names of the encoder's modules; none if the configuration does not name them."""
         return self.encoders
 
     def decoder(self) -> tuple[tuple[str, int], ...]:
-        """Names of the modules whose outputs are the decoder's features of each coarser level, finest first, with the
-        number of their channels; none when nobody says."""
+        """Return the name of the module whose output is the decoder's features of each coarser level, finest first.
+
+        Each comes with its number of channels. There are none if the configuration does not name them.
+        """
         return ()
 
     def decoders(self) -> tuple[NetworkConfig, ...]:
-        """This section and others that differ from it in their decoders alone; by default this one alone."""
+        """Return this configuration and those that differ from it in their decoders only; by default this one alone."""
         return (self,)
 
     def _layers(self) -> dict[str, str]:
@@ -79,13 +87,17 @@ class NetworkConfig(Section):
 
 
 class MonaiNetworkConfig(NetworkConfig):
-    """A student that is one of MONAI's own networks, so that MONAI can build it without us."""
+    """A student that is one of MONAI's own networks, so that MONAI can build it without semiseg.
+
+    Attributes:
+        network_class: MONAI's class of the network.
+    """
 
     network_class: ClassVar[type[nn.Module]]
 
     @abstractmethod
     def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
-        """What ``network_class`` is called with."""
+        """Return the arguments of ``network_class``."""
 
     def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
         """See :meth:`NetworkConfig.build`."""
@@ -93,7 +105,7 @@ class MonaiNetworkConfig(NetworkConfig):
 
 
 def total_stride(strides: tuple[Triple, ...] | None, levels: int) -> Triple:
-    """What a patch is divided by between the first and the last of ``levels``; without strides, by two each."""
+    """Return the product of the strides between ``levels`` levels, per axis; without strides, each of them is 2."""
     if strides is None:
         return (2 ** (levels - 1),) * 3
     x, y, z = (math.prod(stride[axis] for stride in strides) for axis in range(3))
@@ -101,6 +113,10 @@ def total_stride(strides: tuple[Triple, ...] | None, levels: int) -> Triple:
 
 
 def check_strides(strides: tuple[Triple, ...] | None, levels: int) -> None:
-    """Refuse strides that are not one between each two levels."""
+    """Refuse strides whose number is not the number of levels minus one.
+
+    Raises:
+        ValueError: The number is another one.
+    """
     if strides is not None and len(strides) != levels - 1:
         raise ValueError(f"`strides` needs {levels - 1} entries, one between each two levels")

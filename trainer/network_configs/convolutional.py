@@ -1,4 +1,4 @@
-"""Convolutional students: UNet, V-Net, SegResNet and DynUNet."""
+"""Configurations of convolutional students: UNet, V-Net, SegResNet and DynUNet."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ class UNetConfig(MonaiNetworkConfig):
     """MONAI's UNet: strided convolutions, instance norm, residual units.
 
     Attributes:
-        channels: of each level, the coarsest last.
-        strides: between levels 2, or three numbers a level for scans with thick slices ([2, 2, 1] keeps Z).
-        residual_units: convolutions of each level that a shortcut passes by; 0 makes it a plain one.
-        norm: of the instance or of the batch.
-        dropout: probability.
+        channels: Number of channels of each level, the coarsest last.
+        strides: Strides between levels, three numbers each, for scans with thick slices ([2, 2, 1] keeps Z); 2 by
+            default.
+        residual_units: Number of convolutions of each level that a shortcut bypasses; 0 makes a network without
+            shortcuts.
+        norm: Kind of normalisation: instance or batch norm.
+        dropout: Probability of dropout.
     """
 
     kind: Literal["unet"]
@@ -49,7 +51,7 @@ class UNetConfig(MonaiNetworkConfig):
         return self
 
     def divisor(self) -> Triple:
-        """The product of the strides."""
+        """Return the product of the strides."""
         return total_stride(self.strides, len(self.channels))
 
     def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
@@ -69,12 +71,12 @@ class UNetConfig(MonaiNetworkConfig):
         return {"deepest": "model" + ".1.submodule" * (len(self.channels) - 1), "features": "model.2"}
 
     def decoder(self) -> tuple[tuple[str, int], ...]:
-        """Everything below each skip connection but the coarsest level."""
+        """Return the modules below each skip connection, without the coarsest level."""
         levels = range(1, len(self.channels) - 1)
         return tuple(("model" + ".1.submodule" * level, self.channels[level - 1]) for level in levels)
 
     def encoder(self) -> tuple[str, ...]:
-        """The first of each level's modules, and the coarsest level."""
+        """Return the first module of each level, and the coarsest level."""
         levels = ["model" + ".1.submodule" * level for level in range(len(self.channels))]
         return (*(f"{level}.0" for level in levels[:-1]), levels[-1])
 
@@ -83,14 +85,14 @@ class UNet3DConfig(NetworkConfig):
     """The 3D UNet of M&N: 25,884,546 parameters at the default channels, one input channel and two classes.
 
     Attributes:
-        channels: of each level, the coarsest last.
+        channels: Number of channels of each level, the coarsest last.
     """
 
     kind: Literal["unet3d"]
     channels: Annotated[tuple[Positive, ...], Field(min_length=2)] = (32, 64, 128, 256, 512)
 
     def divisor(self) -> Triple:
-        """Halved between levels."""
+        """Return 2 to the power of the number of halvings."""
         return total_stride(None, len(self.channels))
 
     def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
@@ -105,7 +107,7 @@ class UNet3DConfig(NetworkConfig):
         return ("down",)
 
     def decoder(self) -> tuple[tuple[str, int], ...]:
-        """The pairs of convolutions after each skip connection but the finest."""
+        """Return the pairs of convolutions after each skip connection, without the finest one."""
         last = len(self.channels) - 2
         return tuple((f"merge.{last - level}", self.channels[level]) for level in range(1, last + 1))
 
@@ -115,8 +117,8 @@ class VNetConfig(NetworkConfig):
 
     Attributes:
         kind: ``resnet_vnet`` has a ResNet-34 as encoder (Dual Networks): 17,930,354 parameters.
-        norm: of the batch, as the papers have it, or of the instance.
-        dropout: probability.
+        norm: Kind of normalisation: batch norm, as in the papers, or instance norm.
+        dropout: Probability of dropout.
         upsampling: Layers with which the decoder doubles the size: a ``transposed`` convolution, as in V-Net, or
             ``trilinear`` or ``nearest`` interpolation and a 3x3x3 convolution, as in MC-Net+'s further decoders.
     """
@@ -129,7 +131,7 @@ class VNetConfig(NetworkConfig):
     encoders: ClassVar[tuple[str, ...]] = ("stem", "down", "deepest")
 
     def divisor(self) -> Triple:
-        """Five levels."""
+        """Return 16 for each axis, since there are five levels."""
         return (16, 16, 16)
 
     def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
@@ -138,11 +140,11 @@ class VNetConfig(NetworkConfig):
         return network(inputs, outputs, self.norm, self.dropout, self.upsampling)
 
     def decoder(self) -> tuple[tuple[str, int], ...]:
-        """The stages after each skip connection but the finest."""
+        """Return the stages after each skip connection, without the finest one."""
         return tuple((f"decoder.merge.{3 - level}", WIDTHS[level]) for level in range(1, 4))
 
     def decoders(self) -> tuple[NetworkConfig, ...]:
-        """One for each way of upsampling, this section's first (MC-Net+, Wu et al. 2022)."""
+        """Return one for each kind of upsampling, this configuration's own first (MC-Net+, Wu et al. 2022)."""
         others = [way for way in UPSAMPLINGS if way != self.upsampling]
         return tuple(self.model_copy(update={"upsampling": way}) for way in (self.upsampling, *others))
 
@@ -151,9 +153,10 @@ class SegResNetConfig(MonaiNetworkConfig):
     """MONAI's SegResNet (Myronenko 2018 without the variational branch): group norm, residual blocks.
 
     Attributes:
-        filters: channels of the finest level; doubled at each coarser one.
-        blocks_down, blocks_up: residual blocks of each level, on the way down and (by default one each) up.
-        dropout: probability.
+        filters: Number of channels of the finest level; it doubles at each coarser level.
+        blocks_down, blocks_up: Numbers of residual blocks of each level of the encoder, and of the decoder (by default
+            one each).
+        dropout: Probability of dropout.
     """
 
     kind: Literal["segresnet"]
@@ -171,7 +174,7 @@ class SegResNetConfig(MonaiNetworkConfig):
         return self
 
     def divisor(self) -> Triple:
-        """Halved between levels."""
+        """Return 2 to the power of the number of halvings."""
         return total_stride(None, len(self.blocks_down))
 
     def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
@@ -190,7 +193,7 @@ class SegResNetConfig(MonaiNetworkConfig):
         return {"deepest": f"down_layers.{len(self.blocks_down) - 1}", "features": "conv_final"}
 
     def decoder(self) -> tuple[tuple[str, int], ...]:
-        """The residual blocks of each level but the finest."""
+        """Return the residual blocks of each level, without the finest one."""
         last = len(self.blocks_down) - 2
         return tuple((f"up_layers.{last - level}", self.filters * 2**level) for level in range(1, last + 1))
 
@@ -199,11 +202,11 @@ class DynUNetConfig(MonaiNetworkConfig):
     """MONAI's DynUNet, nnU-Net's network, without deep supervision.
 
     Attributes:
-        channels: of each level, the coarsest last.
-        strides: between levels, three numbers each; 2 by default.
-        kernels: of each level, three numbers each; 3 by default.
-        residual: blocks with a shortcut.
-        dropout: probability.
+        channels: Number of channels of each level, the coarsest last.
+        strides: Strides between levels, three numbers each; 2 by default.
+        kernels: Kernel size of each level, three numbers each; 3 by default.
+        residual: If True, blocks have a shortcut.
+        dropout: Probability of dropout.
     """
 
     kind: Literal["dynunet"]
@@ -223,7 +226,7 @@ class DynUNetConfig(MonaiNetworkConfig):
         return self
 
     def divisor(self) -> Triple:
-        """The product of the strides."""
+        """Return the product of the strides."""
         return total_stride(self.strides, len(self.channels))
 
     def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
@@ -242,7 +245,7 @@ class DynUNetConfig(MonaiNetworkConfig):
         }
 
     def decoder(self) -> tuple[tuple[str, int], ...]:
-        """The upsampling blocks but the last one."""
+        """Return the upsampling blocks, without the last one."""
         count = len(self.channels) - 1
         return tuple((f"upsamples.{count - 1 - level}", self.channels[level]) for level in range(1, count))
 

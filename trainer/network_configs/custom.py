@@ -1,4 +1,4 @@
-"""A student whose module comes from outside semiseg."""
+"""Configuration of a student whose module is not part of semiseg."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from trainer.recipe import Positive
 
 
 class CustomNetworkConfig(NetworkConfig):
-    """A 3D network from anywhere.
+    """A user's own 3D network; its properties are taken from this configuration.
 
     Attributes:
-        function: ``package.module:function``, called as ``function(inputs, outputs, **settings)``; returns a module.
-        settings: see there.
-        sides: what the sides of a patch are multiples of, as you promise.
-        several_sizes: whether it takes patches of any size, as you promise.
-        modules: names of those that some methods look into (see :class:`NetworkConfig`).
-        encoding: names of those of its encoder.
-        several_outputs: true for a network that returns a tuple in training: logits, and then coarser logits, or what a
-            method of one's own wants (see :mod:`trainer.networks.outputs`). In evaluation it returns logits.
+        function: Function ``package.module:function`` that builds the network. It is called as
+            ``function(inputs, outputs, **settings)`` and returns a module.
+        settings: Keyword arguments of the function.
+        sides: Numbers of which the sides of a patch have to be multiples.
+        several_sizes: True if the network takes patches of any size.
+        modules: Names of the modules whose features some methods use, by their role (see :class:`NetworkConfig`).
+        encoding: Names of the modules of the network's encoder.
+        several_outputs: True for a network that returns a tuple in training: logits, and then coarser logits or other
+            tensors for a user's own method (see :mod:`trainer.networks.outputs`). In evaluation it returns logits.
     """
 
-    kind: Literal["outside"]
+    kind: Literal["custom"]
     function: str
     settings: dict[str, Any] = Field(default_factory=dict)
     sides: tuple[Positive, Positive, Positive] = (1, 1, 1)
@@ -45,15 +46,20 @@ class CustomNetworkConfig(NetworkConfig):
 
     @property
     def takes_any_size(self) -> bool:
-        """As promised."""
+        """The setting ``several_sizes``."""
         return self.several_sizes
 
     def divisor(self) -> Triple:
-        """As promised."""
+        """Return the setting ``sides``."""
         return self.sides
 
     def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
-        """See :meth:`NetworkConfig.build`; also tries the network on one patch."""
+        """See :meth:`NetworkConfig.build`; the network is run on one patch, too.
+
+        Raises:
+            RecipeError: The function or the network fails, the logits have another shape than expected, or a module
+                that the configuration names does not exist.
+        """
         network = build_custom_network(self.function, inputs, outputs, self.settings)
         network.eval()
         try:
@@ -64,8 +70,8 @@ class CustomNetworkConfig(NetworkConfig):
             raise RecipeError(f"The student {self.function} fails on a patch of {list(patch)}: {reason}") from None
         if shape != (1, outputs, *patch):
             raise RecipeError(
-                f"The student {self.function} makes {list(shape)} of a patch of {list(patch)}; logits must be "
-                f"{[1, outputs, *patch]}."
+                f"The student {self.function} returns shape {list(shape)} for a patch of {list(patch)}; logits must "
+                f"have shape {[1, outputs, *patch]}."
             )
         for role, name in (*self.modules.items(), *(("encoding", name) for name in self.encoding)):
             try:
@@ -80,5 +86,5 @@ class CustomNetworkConfig(NetworkConfig):
         return {str(name): f"{inside}{module}" for name, module in self.modules.items()}
 
     def encoder(self) -> tuple[str, ...]:
-        """As promised."""
+        """See :meth:`NetworkConfig.encoder`; the modules are those that the configuration names."""
         return tuple(f"network.{name}" if self.several_outputs else name for name in self.encoding)

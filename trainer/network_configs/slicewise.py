@@ -1,4 +1,4 @@
-"""Networks for images on volumes: a 2D network slice by slice, and SAM on canvases of slices."""
+"""Configurations of 2D networks that segment volumes: one slice by slice, and SAM on mosaics of slices."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Axis = Literal[0, 1, 2]
 
 
 class SlicewiseConfig(NetworkConfig):
-    """A 2D network that answers for each slice by itself. The method `mn_2d` trains one.
+    """A 2D network that segments each slice by itself. The method `mn_2d` trains one.
 
     Attributes:
         network: The 2D network.
         axis: Axis along which volumes are sliced.
-        chunk: Slices per call of the network.
+        chunk: Number of slices per call of the network.
     """
 
     kind: Literal["sliced"]
@@ -40,7 +40,7 @@ class SlicewiseConfig(NetworkConfig):
         return self
 
     def divisor(self) -> Triple:
-        """Any size."""
+        """Return 1 for each axis."""
         return (1, 1, 1)
 
     def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
@@ -49,15 +49,15 @@ class SlicewiseConfig(NetworkConfig):
 
 
 class MosaicConfig(NetworkConfig):
-    """SAM on canvases of a patch's slices. The method `cfr_ft` trains one.
+    """SAM on mosaics of a patch's slices. The method `cfr_ft` trains one.
 
     Attributes:
         sam: The foundation model.
         axis: Axis along which volumes are sliced.
-        grid: Cells per side of a canvas; None shows the slices as they are, all on one.
+        grid: Number of cells per side of a mosaic; with None, all slices are in one mosaic at their own size.
     """
 
-    kind: Literal["canvas"]
+    kind: Literal["slice_mosaic"]
     any_size: ClassVar[bool] = False
     sam: SamSettings = SamSettings()
     axis: Axis = 2
@@ -66,11 +66,11 @@ class MosaicConfig(NetworkConfig):
     @model_validator(mode="after")
     def _no_weights(self) -> MosaicConfig:
         if self.sam.weights is not None:
-            raise ValueError("a `canvas` student has no pretrained weights; the method `cfr_ft` begins with some")
+            raise ValueError("a `slice_mosaic` student has no pretrained weights; the method `cfr_ft` begins with some")
         return self
 
     def divisor(self) -> Triple:
-        """Any size that a canvas holds."""
+        """Return 1 for each axis; a patch's slices have to fit in a mosaic."""
         return (1, 1, 1)
 
     def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:

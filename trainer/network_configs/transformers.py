@@ -1,4 +1,4 @@
-"""Students with a transformer as encoder: UNETR and SwinUNETR."""
+"""Configurations of students with a transformer as encoder: UNETR and SwinUNETR."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trainer.recipe import Positive
 
 
 class UNETRConfig(MonaiNetworkConfig):
-    """MONAI's UNETR: a vision transformer over 16-voxel cubes. Its positions are those of one patch size.
+    """MONAI's UNETR: a vision transformer over 16-voxel cubes. Its position embedding is for one patch size.
 
     Attributes:
-        feature_size: channels of the finest level of the decoder.
-        hidden_size, mlp_dim, heads: of the transformer.
-        position: how a cube becomes a token: a convolution or a perceptron.
-        dropout: probability.
+        feature_size: Number of channels of the finest level of the decoder.
+        hidden_size, mlp_dim, heads: Dimensions and number of heads of the transformer.
+        position: Layer that makes a token of a cube: a convolution or a perceptron.
+        dropout: Probability of dropout.
     """
 
     kind: Literal["unetr"]
@@ -42,7 +42,7 @@ class UNETRConfig(MonaiNetworkConfig):
         return self
 
     def divisor(self) -> Triple:
-        """The transformer's cubes."""
+        """Return the side of the transformer's cubes, 16 voxels."""
         return (16, 16, 16)
 
     def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class UNETRConfig(MonaiNetworkConfig):
         }
 
     def decoder(self) -> tuple[tuple[str, int], ...]:
-        """See :meth:`Student.decoder`."""
+        """See :meth:`NetworkConfig.decoder`."""
         return tuple((f"decoder{level + 2}", self.feature_size * 2**level) for level in (1, 2, 3))
 
 
@@ -68,8 +68,8 @@ class SwinUNETRConfig(MonaiNetworkConfig):
     """MONAI's SwinUNETR, M&N's other 3D network (table 4, feature size 36). Its graph takes one window size only.
 
     Attributes:
-        feature_size: channels of the finest level.
-        checkpointing: less memory in training for more time.
+        feature_size: Number of channels of the finest level.
+        checkpointing: If True, training takes less memory and more time.
     """
 
     kind: Literal["swinunetr"]
@@ -81,7 +81,7 @@ class SwinUNETRConfig(MonaiNetworkConfig):
     checkpointing: bool = False
 
     def divisor(self) -> Triple:
-        """Patches of two voxels, halved four times."""
+        """Return 32 for each axis: patches of two voxels, halved four times."""
         return (32, 32, 32)
 
     def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
@@ -95,5 +95,5 @@ class SwinUNETRConfig(MonaiNetworkConfig):
         }
 
     def decoder(self) -> tuple[tuple[str, int], ...]:
-        """See :meth:`Student.decoder`."""
+        """See :meth:`NetworkConfig.decoder`."""
         return tuple((f"decoder{level + 1}", self.feature_size * 2 ** (level - 1)) for level in (1, 2, 3, 4))

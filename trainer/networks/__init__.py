@@ -1,1 +1,1 @@
-"""Networks of papers that no library has."""
+"""Networks of papers that no library provides, and modules around networks."""

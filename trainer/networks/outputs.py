@@ -1,25 +1,30 @@
-"""Networks with further outputs beside the logits: coarser logits for deep supervision, or what a network returns.
+"""Networks with further outputs beside the logits, such as coarser logits for deep supervision.
 
-Such a network is called as any other one and returns its logits alone. A loss that wants the further outputs of the
-calls inside a ``with`` collects them with :func:`further_outputs`.
+Such a network is called as any other and returns its logits alone. A loss that needs the further outputs of calls
+collects them inside the ``with`` of :func:`further_outputs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from semiseg.deprecation import renamed_attributes
 from trainer.networks.features import features_out
 from trainer.networks.training_wrapper import TrainingWrapper
 
 Listener = Callable[[Tensor, tuple[Tensor, ...]], None]
 
+if not TYPE_CHECKING:
+    __getattr__ = renamed_attributes(__name__, SeveralOutputs="MultiOutputNetwork")
+
 
 class MultiOutputNetwork(nn.Module):
-    """A network whose module returns logits, or in training logits and further outputs.
+    """A network whose module returns logits, or, in training, logits and further outputs.
 
     Attributes:
         network: The module: images (N, C, X, Y, Z) to logits, or to a tuple or list that begins with the logits.
@@ -46,8 +51,8 @@ class MultiOutputNetwork(nn.Module):
 class DeepSupervisionNetwork(MultiOutputNetwork, TrainingWrapper):
     """A network with a 1x1x1 convolution from each coarser level of its decoder to logits, in training only.
 
-    Dou et al., "3D deeply supervised network", MICCAI 2016; nnU-Net trains so. The convolutions are no part of the
-    network that is exported.
+    Dou et al., "3D deeply supervised network", MICCAI 2016; nnU-Net is trained this way. The convolutions are not part
+    of the network that is exported.
     """
 
     def __init__(self, network: nn.Module, levels: Sequence[tuple[str, int]], outputs: int) -> None:
@@ -55,16 +60,16 @@ class DeepSupervisionNetwork(MultiOutputNetwork, TrainingWrapper):
 
         Args:
             network: The network.
-            levels: Names of the modules whose outputs are the features of each coarser level, finest first, and the
-                numbers of their channels.
-            outputs: Channels of the logits.
+            levels: Name of the module whose output is the features of each coarser level, finest first, and number of
+                its channels.
+            outputs: Number of channels of the logits.
         """
         super().__init__(network)
         self._names = [name for name, _ in levels]
         self.heads = nn.ModuleList(nn.Conv3d(channels, outputs, 1) for _, channels in levels)
 
     def outputs(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The logits, and those of the coarser levels where somebody listens."""
+        """The logits, and those of the coarser levels if there are listeners."""
         if not self.listeners or not torch.is_grad_enabled():
             logits: Tensor = self.network(images)
             return (logits,)
@@ -77,7 +82,7 @@ class DeepSupervisionNetwork(MultiOutputNetwork, TrainingWrapper):
 
 @contextmanager
 def further_outputs(network: nn.Module) -> Iterator[list[tuple[Tensor, tuple[Tensor, ...]]]]:
-    """The images and further outputs of each call of a network inside the ``with``, if it has further outputs."""
+    """Collect the images and further outputs of each call inside the ``with`` of a network that has further outputs."""
     heard: list[tuple[Tensor, tuple[Tensor, ...]]] = []
 
     def note(images: Tensor, outputs: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Calls of a network that a loss has made, so that terms which are added to the loss can share them."""
+"""Records of the calls of a network in a loss, so that terms which are added to the loss can reuse their logits."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class RecordedCalls:
         self._made: list[tuple[Tensor, Tensor]] = []
 
     def record(self, images: Tensor, logits: Tensor) -> None:
-        """Remember a call."""
+        """Record a call if its logits have gradients."""
         if logits.requires_grad:
             self._made.append((images, logits))
 
     def logits_for(self, images: Tensor, first: int = 0) -> Tensor:
-        """Logits (N - first, K, ...) of ``images[first:]`` (N, C, ...), with gradients.
+        """Return logits (N - first, K, ...) of ``images[first:]`` (N, C, ...), with gradients.
 
-        They are those of a call that was made with all of ``images``, or with just these rows. Where there was none,
-        the network is called.
+        They come from a recorded call with all of ``images`` or with just these rows. Without such a call, the network
+        is called.
         """
         rows = images[first:]
         for seen, logits in self._made:
@@ -36,13 +36,13 @@ class RecordedCalls:
         if len(rows):
             found: Tensor = self._network(rows)
             return found
-        found = self._network(images[:1])  # a part of a batch may hold no such patch, and has to join in sums
+        found = self._network(images[:1])  # a process without such a patch has to take part in sums over processes
         return found[:0]
 
 
 @contextmanager
 def record_calls(network: nn.Module) -> Iterator[RecordedCalls]:
-    """Note the calls of a network inside the ``with``."""
+    """Record the calls of a network inside the ``with``."""
     calls = RecordedCalls(network)
 
     def keep(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -56,5 +56,5 @@ def record_calls(network: nn.Module) -> Iterator[RecordedCalls]:
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same numbers in memory."""
+    """Return True if two tensors are the same view of the same memory."""
     return one.shape == other.shape and one.stride() == other.stride() and one.data_ptr() == other.data_ptr()

@@ -1,7 +1,8 @@
-"""A U-Net with a ResNet-50 encoder on slices: the second 2D network of M&N's ablation (table 4, "ResUNet").
+"""A U-Net with a ResNet-50 encoder on slices, the second 2D network of M&N's ablation (table 4, "ResUNet").
 
-MONAI's FlexibleUNet; its encoder has the tensor names of the usual ResNet-50, so ImageNet weights in safetensors fit.
-The released code does not hold this network; what the paper says is a pretrained encoder and a decoder from scratch.
+It is MONAI's FlexibleUNet, whose encoder has the tensor names of the usual ResNet-50, so that ImageNet weights in
+safetensors fit. The released code does not include this network; the paper only states that its encoder is pretrained
+and its decoder trained from scratch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ WEIGHTS = "model.safetensors"
 
 
 class ResUNet(nn.Module):
-    """Logits of slices of any size: padded by their border to multiples of 32, and cut again."""
+    """A U-Net for slices of any size, which are padded with their border values to multiples of 32."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -41,6 +42,6 @@ def load_encoder(network: ResUNet, folder: Path) -> None:
     """Load ResNet-50 weights (``model.safetensors``, names as in the usual implementations) into the encoder.
 
     Raises:
-        RecipeError: no such file, damaged, or not a ResNet-50's.
+        RecipeError: There is no such file, or it is damaged, or its weights are not a ResNet-50's.
     """
     load_encoder_weights(network.encoder, folder / WEIGHTS, load_file, ("fc.",), "a ResNet-50's")

@@ -1,4 +1,4 @@
-"""From a scan's channels to the three of natural images."""
+"""The first layer of 2D networks, from a scan's channels to the three of natural images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ RGB_CHANNELS = 3
 
 
 def rgb_input_layer(inputs: int, how: str, colours: int = RGB_CHANNELS) -> nn.Module:
-    """``repeat`` one channel, or learn a 1x1 ``conv``; three channels stay as they are unless ``conv`` is asked for."""
+    """Build the layer from a scan's channels to the channels of natural images.
+
+    Args:
+        inputs: Number of channels of the scan.
+        how: Kind of the layer: ``repeat`` repeats a single channel; ``conv`` is a learned 1x1 convolution. A scan with
+            ``colours`` channels is not changed by ``repeat``; any other number needs a convolution.
+        colours: Number of channels of the images.
+    """
     if how == "conv" or inputs not in (1, colours):
         return nn.Conv2d(inputs, colours, kernel_size=1)
     return _Repeat(colours) if inputs == 1 else nn.Identity()

@@ -1,4 +1,4 @@
-"""Several networks of which all share the first one's encoder, so that they are one encoder with several decoders."""
+"""Several networks that share the encoder of the first, so that they are one encoder with several decoders."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trainer.networks.training_wrapper import TrainingWrapper
 class SharedEncoderNetwork(MultiOutputNetwork, TrainingWrapper):
     """An encoder with several decoders, of which the first is the network that is exported.
 
-    It is called as any network and returns the first decoder's logits. Inside :func:`further_outputs` all decoders
-    answer, on features that are computed once.
+    It is called as any other network and returns the first decoder's logits. Inside :func:`further_outputs` all
+    decoders are run, on features that are computed once.
     """
 
     def __init__(self, networks: Sequence[nn.Module], encoder: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ class SharedEncoderNetwork(MultiOutputNetwork, TrainingWrapper):
 
         Args:
             networks: Networks with the same encoder.
-            encoder: Names of its modules.
+            encoder: Names of the encoder's modules.
         """
         super().__init__(networks[0])
         self._encoder = [networks[0].get_submodule(name) for name in encoder]
@@ -35,11 +35,11 @@ class SharedEncoderNetwork(MultiOutputNetwork, TrainingWrapper):
         self.others = nn.ModuleList(networks[1:])
 
     def members(self) -> list[nn.Module]:
-        """The networks, the first decoder's first."""
+        """Return the networks; that of the first decoder comes first."""
         return [self.network, *self.others]
 
     def outputs(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The logits of the first decoder, and those of the others where somebody listens."""
+        """The logits of the first decoder, and those of the others if there are listeners."""
         if not self.listeners or not torch.is_grad_enabled():
             logits: Tensor = self.network(images)
             return (logits,)
@@ -49,13 +49,13 @@ class SharedEncoderNetwork(MultiOutputNetwork, TrainingWrapper):
 
 @contextmanager
 def cache_repeated_calls(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside the ``with`` a module that is called again with equal tensors returns what it returned before.
+    """Return the first result again when a module is called with equal tensors inside the ``with``.
 
-    Features, random numbers of dropout, and running statistics of batch norms are then those of one call.
+    Features, random numbers of dropout, and running statistics of batch norms are then those of a single call.
     """
     with ExitStack() as stack:
         for module in modules:
-            # A list of modules is not called itself; the modules in it are.
+            # A ModuleList is not called itself, but its modules are.
             for called in (module, *module.children()) if isinstance(module, nn.ModuleList) else (module,):
                 stack.enter_context(_remembering(called))
         yield
@@ -82,7 +82,7 @@ def _remembering(module: nn.Module) -> Iterator[None]:
 
 
 def _equal(ones: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
-    """Whether two calls have equal arguments."""
+    """Return True if two calls have equal arguments."""
     if len(ones) != len(others):
         return False
     return all(
@@ -94,6 +94,6 @@ def _equal(ones: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
 
 
 def _versions(answer: Any) -> list[int]:
-    """Numbers of changes in place to the tensors of an answer: one that a decoder changed is computed again."""
+    """Return the numbers of in-place changes to a result's tensors; a result that a decoder changed is not reused."""
     found = answer if isinstance(answer, list | tuple) else (answer,)
     return [one._version for one in found if isinstance(one, Tensor)]

@@ -1,4 +1,4 @@
-"""A 2D network on volumes, slice by slice."""
+"""A 2D network applied to volumes, slice by slice."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from trainer.slices import from_slices, to_slices
 
 
 class SlicewiseNetwork(nn.Module):
-    """A 2D network that answers for each slice of a volume by itself (M&N, Eq. 2).
+    """A 2D network that segments each slice of a volume by itself (M&N, Eq. 2).
 
     Attributes:
-        network: Slices (N, C, H, W) to logits (N, K, H, W).
-        axis: Spatial axis of the volume along which it is sliced.
-        chunk: Slices per call of the network.
+        network: Network from slices (N, C, H, W) to logits (N, K, H, W).
+        axis: Spatial axis along which volumes are sliced.
+        chunk: Number of slices per call of the network.
     """
 
     def __init__(self, network: nn.Module, axis: int, chunk: int) -> None:
@@ -25,6 +25,6 @@ class SlicewiseNetwork(nn.Module):
     def forward(self, volumes: Tensor) -> Tensor:
         """(N, C, X, Y, Z) -> logits (N, K, X, Y, Z)."""
         slices = to_slices(volumes, self.axis)
-        # A graph has one call: the number of chunks would depend on the batch.
+        # An exported graph has one call, because the number of chunks would depend on the batch.
         chunks = (slices,) if torch.compiler.is_exporting() else slices.split(self.chunk)
         return from_slices(torch.cat([self.network(chunk) for chunk in chunks]), volumes.shape[0], self.axis)

@@ -1,4 +1,4 @@
-"""A network as it is exported, without what only its training needs."""
+"""Wrappers that add to a network what only its training needs, and their removal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class TrainingWrapper(nn.Module):
-    """A module around the network that is exported, with parts that only training needs.
+    """A module around the network that is exported, with modules that only training needs.
 
     Attributes:
         network: The network that is exported.
@@ -16,5 +16,5 @@ class TrainingWrapper(nn.Module):
 
 
 def unwrap_network(network: nn.Module) -> nn.Module:
-    """The network that is exported."""
+    """Return the network that is exported: the wrapped one, or the network itself if it has no wrapper."""
     return network.network if isinstance(network, TrainingWrapper) else network

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 
 class UNet3D(nn.Module):
-    """Five levels of two 3x3x3 convolutions, max-pooling, trilinear upsampling, skips by concatenation (M&N, A.2)."""
+    """A U-Net: two 3x3x3 convolutions a level, max-pooling, trilinear upsampling, concatenated skips (M&N, A.2).
+
+    The paper's network has five levels; here there are as many as ``channels``.
+    """
 
     def __init__(self, inputs: int, outputs: int, channels: tuple[int, ...]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""V-Net as the semi-supervised papers have it, and the ResNet-34 V-Net of Dual Networks.
+"""V-Net of the semi-supervised papers, and the ResNet-34 V-Net of Dual Networks.
 
-The papers of the mean-teacher family (UA-MT, ACMT, MagicNet, CFR) call V-Net a network without residual sums inside a
-stage and with skips by addition; MONAI's VNet, with its 5x5x5 residual blocks, is another network.
+The V-Net of the papers of the mean-teacher family (UA-MT, ACMT, MagicNet, CFR) has no residual sums inside a stage, and
+skip connections by addition; MONAI's VNet, with its 5x5x5 residual blocks, is another network.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ WIDTHS = (16, 32, 64, 128, 256)
 
 
 class _VNet(nn.Module):
-    """An encoder of five levels and V-Net's decoder. ``deepest`` yields the features at 1/16 of the size, ``decoder``
-    those (16 channels, full size) that the 1x1x1 ``head`` turns into logits."""
+    """An encoder of five levels and V-Net's decoder.
+
+    ``deepest`` returns the features at 1/16 of the size, ``decoder`` those (16 channels, full size) that the 1x1x1
+    ``head`` turns into logits.
+    """
 
     def __init__(
         self,
@@ -51,7 +54,10 @@ class _VNet(nn.Module):
 
 
 class VNet(_VNet):
-    """Five levels of 1, 2, 3, 3, 3 convolutions down and 3, 3, 2, 1 up; 9,448,866 parameters (1 channel, 2 classes)."""
+    """V-Net with 1, 2, 3, 3, 3 convolutions in the five levels of the encoder and 3, 3, 2, 1 in those of the decoder.
+
+    It has 9,448,866 parameters for 1 channel and 2 classes.
+    """
 
     def __init__(
         self,
@@ -70,8 +76,10 @@ class VNet(_VNet):
 
 
 class ResNetVNet(_VNet):
-    """A 3D ResNet-34 whose stem keeps the size as encoder, V-Net's decoder; 17,930,354 parameters (1 channel, 2
-    classes). Dropout is before the head only."""
+    """A 3D ResNet-34, whose stem keeps the size, as encoder, and V-Net's decoder.
+
+    It has 17,930,354 parameters for 1 channel and 2 classes. Dropout is before the head only.
+    """
 
     def __init__(
         self,
@@ -92,7 +100,7 @@ class ResNetVNet(_VNet):
 
 
 class VNetDecoder(nn.Module):
-    """From features at five sizes (finest first) to 16 channels at full size, skips by addition."""
+    """The decoder: features of five levels, finest first, to 16 channels at full size; skip connections by addition."""
 
     def __init__(self, norm: Norm, upsampling: Upsampling = "transposed") -> None:
         super().__init__()
@@ -109,7 +117,7 @@ class VNetDecoder(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two 3x3x3 convolutions around a shortcut (He et al. 2016, the basic block)."""
+    """Two 3x3x3 convolutions with a shortcut (He et al. 2016, the basic block)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -128,13 +136,13 @@ class _Residual(nn.Module):
         self.last = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features in, features out, at 1/stride of the size."""
+        """(N, inputs, X, Y, Z) -> (N, outputs, X / stride, Y / stride, Z / stride)."""
         out: Tensor = self.last(self.body(x) + self.shortcut(x))
         return out
 
 
 def initialise_weights(network: nn.Module) -> None:
-    """Kaiming-normal convolutions, norms of scale one: what both papers' code does."""
+    """Initialise convolutions by Kaiming's normal distribution, batch norms with scale 1, as in both papers' code."""
     for module in network.modules():
         if isinstance(module, nn.Conv3d):
             nn.init.kaiming_normal_(module.weight)

@@ -28,7 +28,7 @@ from semiseg.volumes.volume import Volume
 def say(name: str, segmenter: Segmenter, channels: Mapping[str, Volume]) -> None:
     """Print the volumes and the remarks of one scan."""
     segmentation, remarks = segmenter.segment_with_warnings(channels)
-    volumes = ", ".join(f"{segment} {ml:.2f} ml" for segment, ml in segmentation.millilitres().items())
+    volumes = ", ".join(f"{segment} {ml:.2f} ml" for segment, ml in segmentation.volumes_ml().items())
     print(f"== {name}: {volumes}")
     for remark in remarks:
         print(f"{remark.code}: {remark.text}")

@@ -1,1 +1,1 @@
-"""Volume formats that are read: one file each. A module here with a ``READER`` is found by the registry on its own."""
+"""Supported volume formats, one module each. The registry finds every module here that has a ``READER``."""

@@ -1,8 +1,9 @@
-"""Analyze 7.5 pairs (``.hdr`` and ``.img`` without NIfTI's mark).
+"""Analyze 7.5 pairs (``.hdr`` and ``.img`` without NIfTI's magic).
 
-An Analyze header does not say which side is left: programs followed two opposite conventions, and its field ``orient``
-is 0 in nearly all files, meant or not. A pair is therefore read only where SPM left the matrix ``mat`` beside it
-(``.mat``), which places the voxels in RAS+ mm with indices from 1. SPM's other matrix, ``M``, leaves the flip open.
+An Analyze header does not define which side is left: programs followed two opposite conventions, and its field
+``orient`` is 0 in nearly all files, whether set on purpose or not. A pair is therefore read only if SPM stored the
+matrix ``mat`` beside it (``.mat``), which maps voxel indices, counted from 1, to RAS+ mm. SPM's other matrix, ``M``,
+does not define the flip.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from semiseg.volumes.formats.spm_matrix import parse_spm_matrix
 from semiseg.volumes.formats.stream import open_unpacked, read_voxel_bytes, to_array
 
 _HEADER = 348
-_TYPES = (1, 2, 4, 8, 16, 32, 64, 128, 130, 132, 136)  # Analyze's, and those that SPM added
+_TYPES = (1, 2, 4, 8, 16, 32, 64, 128, 130, 132, 136)  # Analyze's types, and those that SPM added
 _MAX_MATRIX_BYTES = 2**16
 
 
 def read(file: ImageFile) -> StoredImage:
-    """Read a pair whose orientation SPM wrote down.
+    """Read a pair with a matrix that SPM stored.
 
     Raises:
-        VolumeError: A pair without orientation, damaged, or truncated.
+        VolumeError: The pair has no orientation, or is damaged or truncated.
     """
     path = file.path
     if file.name.lower().endswith((".nii", ".nii.gz")):
-        raise VolumeError(f'{path}: this is a broken NIfTI file (its mark, "n+1" at byte 344, is missing).')
+        raise VolumeError(f'{path}: this is a broken NIfTI file (its magic, "n+1" at byte 344, is missing).')
     try:
         with open_unpacked(path) as stream:
             block = stream.read(_HEADER)
@@ -53,10 +54,10 @@ def read(file: ImageFile) -> StoredImage:
         raise VolumeError(f"{path}: the Analyze header is damaged ({error}).") from error
     count = int(header["dim"][0])
     if not 1 <= count <= 7:
-        raise VolumeError(f"{path}: the Analyze header says {count} dimensions (dim[0]).")
+        raise VolumeError(f"{path}: the Analyze header gives {count} dimensions (dim[0]).")
     shape = to_four_axes(path, [int(n) for n in header["dim"][1 : count + 1]])
     if dtype.kind not in "iuf":
-        raise VolumeError(f"{path}: voxels of type {dtype} are no grey values; convert to integers or float32.")
+        raise VolumeError(f"{path}: voxels of type {dtype} are not grey values; convert to integers or float32.")
     affine = _matrix(file)
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or offset < 0:
@@ -69,14 +70,14 @@ def read(file: ImageFile) -> StoredImage:
 
 
 def _matrix(file: ImageFile) -> NDArray[np.float64]:
-    """The affine to RAS+ mm, with indices from 0.
+    """Return the affine from voxel indices, counted from 0, to RAS+ mm.
 
     Raises:
-        VolumeError: There is none, or none that says which side is left.
+        VolumeError: There is no matrix, or none that defines which side is left.
     """
     refusal = VolumeError(
-        f"{file.path}: this is an Analyze pair without orientation: nothing says which side is left. Convert it to "
-        "NIfTI with a program that knows how it was made."
+        f"{file.path}: this is an Analyze pair without orientation: nothing defines which side is left. Convert it to "
+        "NIfTI with a program that knows its orientation."
     )
     try:
         matrix = file.find_data_file(_matrix_name(file))
@@ -109,7 +110,7 @@ def _recognises(start: bytes) -> bool:
     orders = [order for order in "<>" if struct.unpack_from(f"{order}i", start)[0] == _HEADER]
     if not orders:
         return False
-    # Voxels may begin with these four bytes, too: dimensions and type have to be plausible.
+    # Other files may begin with these four bytes, too: dimensions and type have to be plausible.
     count, *sizes = struct.unpack_from(f"{orders[0]}8h", start, 40)
     (kind,) = struct.unpack_from(f"{orders[0]}h", start, 70)
     return 1 <= count <= 7 and all(size > 0 for size in sizes[:count]) and kind in _TYPES

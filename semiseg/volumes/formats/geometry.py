@@ -1,15 +1,15 @@
-"""What every reader does with shape and affine, and the warnings that several formats share.
+"""Checks of shape and affine that all readers share, and the warnings of several formats.
 
-Codes of warnings that the readers of this folder make (DICOM's are in its own modules):
+Codes of the warnings of these readers (the warnings about DICOM are in its own modules):
 
-==========================  ==================================================================================
-``no_orientation``          nothing in the file tells the patient's left from right; a convention was followed
-``contradictory_orientation``  two statements about the orientation or place differ; one of them was followed
-``contradictory_header``    other statements contradict each other or the file's length; one was followed
-``implausible_size``        a scan of a person is not so large or so small; the unit of length may be wrong
-``uncertain_scaling``       the header scales the values, and other programs do not
-``declared_content``        the header says that the voxels are something else than grey values
-==========================  ==================================================================================
+=============================  ==============================================================================
+``no_orientation``             the file does not tell the patient's left from right; a convention was assumed
+``contradictory_orientation``  two orientations or positions in the header differ; one of them was used
+``contradictory_header``       other fields contradict each other or the length of the file; one was used
+``implausible_size``           the scan is too large or too small for a person; its unit of length may be wrong
+``uncertain_scaling``          the header scales the values, but other programs ignore the scaling
+``declared_content``           the header declares that the voxels are not grey values
+=============================  ==============================================================================
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from semiseg.volumes.volume import affine_spacing, check_affine
 _SMALLEST_MM, _LARGEST_MM = 1.0, 5000.0
 
 LPS_TO_RAS: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""Turns DICOM's world coordinates (left, posterior, superior) into RAS+."""
+"""Matrix from DICOM's world coordinates (left, posterior, superior) to RAS+."""
 
 
 def to_four_axes(path: Path, shape: list[int]) -> tuple[int, int, int, int]:
-    """(X, Y, Z, K) of a declared shape; axes of length one behind the third are dropped.
+    """Convert a declared shape to (X, Y, Z, K); axes of length one after the third are dropped.
 
     Raises:
         VolumeError: The image is empty, flat, or has more than four axes.
@@ -47,15 +47,15 @@ def to_four_axes(path: Path, shape: list[int]) -> tuple[int, int, int, int]:
 
 
 def check_geometry(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[ScanWarning, ...]:
-    """Refuse an affine that places voxels nowhere, and remark on a scan of a size that no person has.
+    """Refuse an invalid affine, and warn of a scan that is implausibly large or small.
 
     Args:
-        path: The file.
-        affine: (4, 4) to RAS+ mm.
-        shape: (X, Y, Z, ...).
+        path: Path of the file.
+        affine: (4, 4) affine to RAS+ mm.
+        shape: Shape (X, Y, Z, ...).
 
     Raises:
-        VolumeError: see :func:`semiseg.volumes.volume.check_affine`.
+        VolumeError: The affine is not valid; see :func:`semiseg.volumes.volume.check_affine`.
     """
     try:
         check_affine(affine)
@@ -71,11 +71,11 @@ def check_geometry(path: Path, affine: NDArray[np.float64], shape: tuple[int, ..
 
 
 def excess_data_warning(file: Path) -> ScanWarning:
-    """The remark on a file that holds more than its header says."""
-    text = f"{file.name} holds more bytes than the header declares; the rest was left out."
+    """Make the warning about a file that holds more bytes than its header declares."""
+    text = f"{file.name} holds more bytes than the header declares; the rest was ignored."
     return ScanWarning("contradictory_header", text)
 
 
 def no_orientation_warning(why: str, followed: str) -> ScanWarning:
-    """The remark on a file that does not tell left from right; two parts of a sentence."""
-    return ScanWarning("no_orientation", f"The header says nothing about left and right ({why}); {followed}.")
+    """Make the warning about a file that does not tell left from right, from two parts of its sentence."""
+    return ScanWarning("no_orientation", f"The header does not define left and right ({why}); {followed}.")

@@ -1,7 +1,7 @@
-"""MetaImage: a text header with its data behind it (``.mha``) or in files beside it (``.mhd``).
+"""MetaImage: a text header followed by its data (``.mha``) or with data in separate files (``.mhd``).
 
 The tags are those of https://itk.org/Wiki/ITK/MetaIO/Documentation. World coordinates are DICOM's (left, posterior,
-superior), as ITK, which reads and writes most of these files, has it.
+superior), as in ITK, which reads and writes most of these files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TYPES = {
     "MET_USHORT": "u2",
     "MET_INT": "i4",
     "MET_UINT": "u4",
-    "MET_LONG": "i4",  # MetaIO's own size, on every system
+    "MET_LONG": "i4",  # 4 bytes in MetaIO on every system
     "MET_ULONG": "u4",
     "MET_LONG_LONG": "i8",
     "MET_ULONG_LONG": "u8",
@@ -45,7 +45,7 @@ _TAG = re.compile(rb"\s*([A-Za-z][A-Za-z0-9_]*)\s*=")
 
 @dataclass(frozen=True)
 class _Header:
-    """Tags by name, the names of listed data files, and where the header ends."""
+    """Tags by name, the names of listed data files, and the length of the header in bytes."""
 
     path: Path
     tags: dict[str, str]
@@ -65,26 +65,26 @@ class _Header:
         except ValueError:
             values = np.array([])
         if values.size != count or not np.isfinite(values).all():
-            raise VolumeError(f"{self.path}: MetaImage's {name} is '{text[:80]}'; {count} finite numbers are needed.")
+            raise VolumeError(f"{self.path}: MetaImage's {name} is '{text[:80]}'; {count} finite numbers are required.")
         return values
 
     def integer(self, name: str, default: int) -> int:
         word = self.tags.get(name, str(default))
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", word):
-            raise VolumeError(f"{self.path}: MetaImage's {name} is '{word[:40]}'; a whole number is needed.")
+            raise VolumeError(f"{self.path}: MetaImage's {name} is '{word[:40]}'; an integer is required.")
         return int(word)
 
 
 def read(file: ImageFile) -> StoredImage:
-    """Read a MetaImage file, with the data files that its header names.
+    """Read a MetaImage file and the data files that its header names.
 
     Raises:
-        VolumeError: Damaged, truncated, or not a 3D image of grey values with channels.
+        VolumeError: The file is damaged or truncated, or is not a 3D image of grey values with channels.
     """
     header = _parse(file.path)
     path, dimension = file.path, header.integer("NDims", 0)
     if header.tags.get("ObjectType", "Image") != "Image":
-        raise VolumeError(f"{path}: a MetaImage of the type {header.tags['ObjectType'][:40]} is no image.")
+        raise VolumeError(f"{path}: a MetaImage of the type {header.tags['ObjectType'][:40]} is not an image.")
     if dimension not in (3, 4):
         raise VolumeError(f"{path}: a 3D or 4D image is needed, but MetaImage's NDims is {dimension}.")
     declared = header.numbers("DimSize", header.tags.get("DimSize", ""), dimension)
@@ -97,15 +97,15 @@ def read(file: ImageFile) -> StoredImage:
         or (channels > 1 and math.prod(sizes[3:]) > 1)
     ):
         raise VolumeError(
-            f"{path}: a MetaImage of the sizes {sizes} with {channels} channel(s) is no 3D image with channels."
+            f"{path}: a MetaImage of the sizes {sizes} with {channels} channel(s) is not a 3D image with channels."
         )
     affine, warnings = _affine(header, dimension)
     warnings = (*warnings, *check_geometry(path, affine, tuple(sizes)))
     slope, intercept = _scaling(header)
     if (slope, intercept) != (1.0, 0.0):
         text = (
-            f"The header scales the values by {slope:g} and adds {intercept:g}, which was done; ITK leaves them as "
-            "they are."
+            f"The values were multiplied by {slope:g} and {intercept:g} was added, as the header declares; ITK does "
+            "not do this."
         )
         warnings = (*warnings, ScanWarning("uncertain_scaling", text))
     array, longer = _values(file, header, [channels, *sizes], _dtype(header))
@@ -120,7 +120,7 @@ def _affine(header: _Header, dimension: int) -> tuple[NDArray[np.float64], tuple
     warnings = []
     directions = np.eye(3)
     if matrix is not None:
-        # Each run of numbers is the direction of one axis.
+        # Each group of consecutive numbers is the direction of one axis.
         directions = header.numbers("TransformMatrix", matrix, dimension**2).reshape(dimension, dimension)[:3, :3].T
     affine = np.eye(4)
     steps = np.ones(3) if spacing is None else header.numbers("ElementSpacing", spacing, dimension)[:3]
@@ -138,13 +138,11 @@ def _affine(header: _Header, dimension: int) -> tuple[NDArray[np.float64], tuple
             no_orientation_warning(why, "the axes of DICOM (left, posterior, superior) were assumed, as in ITK")
         )
     elif known and np.linalg.matrix_rank(affine[:3, :3]) == 3:
-        # AnatomicalOrientation names the side that each axis comes from, nibabel the one that it goes to.
+        # AnatomicalOrientation names the side from which each axis runs, nibabel the side to which it runs.
         going = "".join(code or "?" for code in nio.aff2axcodes(affine))
         coming = going.translate(str.maketrans("RLAPSI", "LRPAIS"))
         if coming != letters:
-            text = (
-                f"AnatomicalOrientation is {letters} and TransformMatrix means {coming}; TransformMatrix was followed."
-            )
+            text = f"AnatomicalOrientation is {letters} and TransformMatrix means {coming}; TransformMatrix was used."
             if matrix is None:
                 text = (
                     f"AnatomicalOrientation is {letters} and there is no TransformMatrix; RAI was assumed, as in ITK."
@@ -157,7 +155,7 @@ def _dtype(header: _Header) -> np.dtype[Any]:
     name = header.tags.get("ElementType", "")
     code = _TYPES.get(name.removesuffix("_ARRAY"))
     if code is None:
-        raise VolumeError(f"{header.path}: voxels of MetaImage's type '{name[:40]}' are no grey values.")
+        raise VolumeError(f"{header.path}: voxels of MetaImage's type '{name[:40]}' are not grey values.")
     big = header.true("BinaryDataByteOrderMSB", default=header.true("ElementByteOrderMSB"))
     return np.dtype((">" if big else "<") + code)
 
@@ -173,9 +171,9 @@ def _scaling(header: _Header) -> tuple[float, float]:
 def _values(
     file: ImageFile, header: _Header, sizes: list[int], dtype: np.dtype[Any]
 ) -> tuple[NDArray[Any], tuple[ScanWarning, ...]]:
-    """The array in the order of its axes, in native byte order, and a remark where a file holds more."""
+    """Read the array in the order of its axes and in native byte order, and warn of a file that holds more bytes."""
     if not header.true("BinaryData", default=True):
-        raise VolumeError(f"{file.path}: a MetaImage whose voxels are text (BinaryData = False) is not read.")
+        raise VolumeError(f"{file.path}: a MetaImage whose voxels are text (BinaryData = False) is not supported.")
     wanted = math.prod(sizes) * dtype.itemsize
     check_voxel_limit(file.path, wanted)
     names = _data_files(header)
@@ -189,15 +187,15 @@ def _values(
         offset = header.length if not names else skip
         if names and skip == -1:
             if compression != "none":
-                raise VolumeError(f"{file.path}: MetaImage's HeaderSize of -1 is for data that are not compressed.")
+                raise VolumeError(f"{file.path}: MetaImage's HeaderSize of -1 is not allowed for compressed data.")
             offset = max(source.stat().st_size - part, 0)
         if offset < 0:
-            raise VolumeError(f"{file.path}: MetaImage's HeaderSize is {skip}, which cannot be.")
+            raise VolumeError(f"{file.path}: MetaImage's HeaderSize is {skip}, which is not valid.")
         block, more = read_voxel_bytes(file.path, source, offset, part, compression)
         data = data + block if data else block
         if more and header.tags["ElementType"] in ("MET_LONG", "MET_ULONG"):
             raise VolumeError(
-                f"{file.path}: MetaImage's {header.tags['ElementType']} has 4 bytes, and {source.name} holds more; it "
+                f"{file.path}: MetaImage's {header.tags['ElementType']} has 4 bytes, but {source.name} holds more; it "
                 "may have been written with 8."
             )
         longer += [excess_data_warning(source)] * more
@@ -205,7 +203,7 @@ def _values(
 
 
 def _data_files(header: _Header) -> list[str]:
-    """Names of the data files; none where the data follow the header."""
+    """Return the names of the data files; none if the data follow the header."""
     name = header.tags["ElementDataFile"]
     if name.upper() == "LOCAL":
         return []
@@ -215,7 +213,7 @@ def _data_files(header: _Header) -> list[str]:
 
 
 def _parse(path: Path) -> _Header:
-    """The header: lines ``Tag = value``, of which ElementDataFile is the last."""
+    """Parse the header: lines ``Tag = value``, the last of which is ElementDataFile."""
     try:
         with path.open("rb") as file:
             start = file.read(MAX_HEADER_BYTES)
@@ -231,7 +229,7 @@ def _parse(path: Path) -> _Header:
         name, separator, value = line.decode("utf-8", "replace").partition("=")
         if line.strip():
             if not separator:
-                raise VolumeError(f"{path}: the MetaImage header is damaged (line {len(tags) + 1} is no tag).")
+                raise VolumeError(f"{path}: the MetaImage header is damaged (line {len(tags) + 1} is not a tag).")
             if name.strip() in tags:
                 raise VolumeError(f"{path}: the MetaImage header has the tag '{name.strip()[:60]}' twice.")
             tags[name.strip()] = value.strip()

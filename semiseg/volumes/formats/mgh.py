@@ -1,4 +1,4 @@
-"""FreeSurfer's MGH and MGZ: a big-endian header of 284 bytes, then the voxels.
+"""FreeSurfer's MGH and MGZ: a big-endian header of 284 bytes, followed by the voxels.
 
 nibabel interprets the header (https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat).
 """
@@ -18,7 +18,7 @@ from semiseg.volumes.formats.geometry import check_geometry, no_orientation_warn
 from semiseg.volumes.formats.reader import ImageFile, Reader, StoredImage
 from semiseg.volumes.formats.stream import open_unpacked, read_voxel_bytes, to_array
 
-_ORIENTED_AT, _HEADER, _VOXELS_AT = 28, 90, 284  # bytes; the first is goodRASFlag's place
+_ORIENTED_AT, _HEADER, _VOXELS_AT = 28, 90, 284  # bytes; the first is the offset of goodRASFlag
 _TYPES = {0: "u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 
 
@@ -26,7 +26,7 @@ def read(file: ImageFile) -> StoredImage:
     """Read an MGH or MGZ file.
 
     Raises:
-        VolumeError: Damaged, truncated, or of voxels that are no grey values.
+        VolumeError: The file is damaged or truncated, or its voxels are not grey values.
     """
     path = file.path
     try:
@@ -40,12 +40,12 @@ def read(file: ImageFile) -> StoredImage:
     except (MGHError, HeaderDataError, WrapStructError, ValueError) as error:
         raise VolumeError(f"{path}: the MGH header is damaged ({error}).") from error
     if code not in _TYPES:
-        raise VolumeError(f"{path}: voxels of MGH's type {code} are no grey values; convert to integers or float32.")
+        raise VolumeError(f"{path}: voxels of MGH's type {code} are not grey values; convert to integers or float32.")
     dtype = np.dtype(_TYPES[code])
     shape = to_four_axes(path, dims)
     oriented = int.from_bytes(block[_ORIENTED_AT : _ORIENTED_AT + 2], "big", signed=True) > 0
     if not oriented:
-        # FreeSurfer's own default; nibabel's runs the other way along the second and third axis.
+        # FreeSurfer's own default; nibabel's default has the second and third axes reversed.
         header["delta"], header["Pxyz_c"], header["Mdc"] = 1, 0, [[-1, 0, 0], [0, 0, -1], [0, 1, 0]]
     affine = np.array(header.get_affine(), dtype=np.float64)
     warnings = check_geometry(path, affine, shape)
@@ -57,7 +57,7 @@ def read(file: ImageFile) -> StoredImage:
 
 
 def _recognises(start: bytes) -> bool:
-    # Version 1, then plausible sizes and a type: MGH has no mark of its own.
+    # Version 1, then plausible sizes and a type: MGH has no magic number.
     if len(start) < _VOXELS_AT or start[:4] != b"\0\0\0\x01":
         return False
     fields = np.frombuffer(start[4:28], dtype=">i4")

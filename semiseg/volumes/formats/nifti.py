@@ -17,7 +17,7 @@ from semiseg.volumes.scan_warning import ScanWarning
 
 
 def is_single_nifti(start: bytes) -> bool:
-    """Whether a file that begins so (unpacked) is a single-file NIfTI."""
+    """Return True if a file with these first bytes (unpacked) is a single-file NIfTI."""
     return start[344:348] == b"n+1\0" or start[4:8] == b"n+2\0"
 
 
@@ -25,7 +25,8 @@ def read(file: ImageFile) -> StoredImage:
     """Read a NIfTI file, or the pair that a header belongs to.
 
     Raises:
-        VolumeError: Not NIfTI, damaged, truncated, or contradictory in a way that leaves the voxels' bytes unknown.
+        VolumeError: The file is not NIfTI, is damaged or truncated, or contradicts itself so that the position of its
+            voxels is unknown.
     """
     path = file.path
     try:
@@ -36,7 +37,6 @@ def read(file: ImageFile) -> StoredImage:
             slope, intercept = header.scaling()
             wanted = math.prod(shape) * dtype.itemsize
             source = path if header.single else image_of_pair(file)
-            # A file that cannot hold the voxels anyway is refused before its parts are compared.
             offset, doubt = _offset(header, stream, wanted) if header.single else (int(header.raw["vox_offset"]), None)
     except (EOFError, zlib.error) as error:
         raise VolumeError(f"{path}: the gzip stream is damaged or cut short ({error}).") from error
@@ -44,16 +44,17 @@ def read(file: ImageFile) -> StoredImage:
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error}).") from error
     if offset < 0:
         raise VolumeError(f"{path}: the header's vox_offset is {offset}, so the file is damaged.")
+    # This refuses a file that cannot hold the voxels, before its length is compared with the header.
     data, more = read_voxel_bytes(path, source, offset, wanted)
     warnings = (*_length_remarks(header, dtype.itemsize, doubt, more), *header.warnings(shape))
     return StoredImage(to_array(data, dtype, shape), slope, intercept, affine, warnings)
 
 
 def image_of_pair(file: ImageFile) -> Path:
-    """The ``.img`` (or ``.img.gz``) of a ``.hdr``.
+    """Find the ``.img`` (or ``.img.gz``) of a ``.hdr``.
 
     Raises:
-        VolumeError: It is not there.
+        VolumeError: The file does not exist.
     """
     name = file.name
     packed = name.lower().endswith(".gz")
@@ -63,16 +64,14 @@ def image_of_pair(file: ImageFile) -> Path:
             return file.find_data_file(stem + suffix)
         except VolumeError:
             continue
-    raise VolumeError(
-        f"{file.path}: this is the header of a .hdr/.img pair, and the .img of the same name is not there."
-    )
+    raise VolumeError(f"{file.path}: this is the header of a .hdr/.img pair, but there is no .img of the same name.")
 
 
 def _offset(header: NiftiHeader, file: IO[bytes], wanted: int) -> tuple[int, ScanWarning | None]:
-    """Where the voxels of a single file begin, and what had to be decided for it.
+    """Return the offset of the voxels in a single file, and a warning if the header contradicts itself.
 
-    ``vox_offset`` counts unless it lies inside the header or inside an extension. Then the voxels begin where the
-    header and its extensions end, as long as the length of the file agrees.
+    ``vox_offset`` is used unless it lies inside the header or inside an extension. Then the voxels begin at the end of
+    the header or of one of its extensions, if the length of the file confirms this.
     """
     declared, first = int(header.raw["vox_offset"]), header.size + 4
     ends = list(_extension_ends(header, file, max(declared, first)))
@@ -83,11 +82,11 @@ def _offset(header: NiftiHeader, file: IO[bytes], wanted: int) -> tuple[int, Sca
     inside = "the header itself" if declared < first else "a header extension"
     fits = [end for end in dict.fromkeys((*ends, *([declared] if declared >= first else ()))) if end + wanted == length]
     if length is None and ends == [first]:
-        fits = [first]  # its length shows when it is unpacked
+        fits = [first]  # the unpacked length is checked when the voxels are read
     if len(fits) != 1:
         raise VolumeError(
             f"{path}: the header declares that the voxels begin at byte {declared} (vox_offset), inside {inside}, and "
-            "the length of the file does not tell where they begin."
+            "the length of the file does not show where they begin."
         )
     text = (
         f"The header contradicts itself: vox_offset is {declared}, inside {inside}; the voxels were read from byte "
@@ -97,13 +96,13 @@ def _offset(header: NiftiHeader, file: IO[bytes], wanted: int) -> tuple[int, Sca
 
 
 def _extension_ends(header: NiftiHeader, file: IO[bytes], until: int) -> Iterator[int]:
-    """Ends of the header and of each extension behind it, as far as they are plausible (nifti1.h, "extender")."""
+    """Yield the ends of the header and of each extension, as far as they are plausible (nifti1.h, "extender")."""
     position = header.size + 4
     yield position
     if file.read(4)[:1] in (b"", b"\0"):
         return
     order: Literal["little", "big"] = "little" if header.raw.endianness == "<" else "big"
-    room = 2**24  # nobody writes extensions of this size
+    room = 2**24  # larger than any real extension
     while True:
         size = int.from_bytes(file.read(4), order, signed=True)
         if size < 16 or size % 16 or size > room:
@@ -116,37 +115,37 @@ def _extension_ends(header: NiftiHeader, file: IO[bytes], until: int) -> Iterato
 
 
 def _length_remarks(header: NiftiHeader, itemsize: int, doubt: ScanWarning | None, more: bool) -> Iterator[ScanWarning]:
-    """Compare the length of the file with what the header says.
+    """Compare the length of the file with the header.
 
     Raises:
-        VolumeError: The file is longer than declared, and the header is in doubt for another reason, too.
+        VolumeError: The file is longer than declared, and the header contradicts itself in another way, too.
     """
     bits = int(header.raw["bitpix"])
     disagree = bits != 8 * itemsize
     if more and (doubt or disagree):
         raise VolumeError(
-            f"{header.path}: the header contradicts itself (datatype {int(header.raw['datatype'])}, {bits} bits a "
+            f"{header.path}: the header contradicts itself (datatype {int(header.raw['datatype'])}, {bits} bits per "
             f"voxel, vox_offset {int(header.raw['vox_offset'])}), and the file holds more voxels than it declares."
         )
     if doubt:
         yield doubt
     if disagree:
-        text = f"bitpix says {bits} bits a voxel and datatype {8 * itemsize}; datatype was followed."
+        text = f"bitpix gives {bits} bits per voxel and datatype {8 * itemsize}; datatype was used."
         yield ScanWarning("contradictory_header", f"The header contradicts itself: {text}")
     if more:
         yield excess_data_warning(header.path)
 
 
 def is_pair_header(start: bytes) -> bool:
-    """Whether a file that begins so is the header of a NIfTI pair."""
+    """Return True if a file with these first bytes is the header of a NIfTI pair."""
     return start[344:348] == b"ni1\0" or start[4:8] == b"ni2\0"
 
 
 def parts_of_pair(file: ImageFile) -> dict[str, Path]:
-    """Header and voxels of a pair, under names that say nothing of where they come from.
+    """Return the header and the voxels of a pair by neutral names, which do not reveal their origin.
 
     Raises:
-        VolumeError: The voxels are not there.
+        VolumeError: The file with the voxels does not exist.
     """
     voxels = image_of_pair(file)
     ends = [".gz" if is_gzip(path) else "" for path in (file.path, voxels)]

@@ -1,4 +1,4 @@
-"""NRRD: a text header with its data behind it (``.nrrd``) or in files beside it (``.nhdr``)."""
+"""NRRD: a text header followed by its data (``.nrrd``) or with data in separate files (``.nhdr``)."""
 
 from __future__ import annotations
 
@@ -28,30 +28,31 @@ _COMPRESSION: dict[str, Compression] = {
 }
 _PATTERN = re.compile(r"(\S*%0?\d{0,2}d\S*)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(?:\s+\d+)?")
 _MAX_FILES = 20_000
-_MAX_TEXT_BYTES = 2**28  # numbers as text take many times their bytes while they are parsed
+_MAX_TEXT_BYTES = 2**28  # parsing numbers from text takes many times the memory of the text
 
 
 def read(file: ImageFile) -> StoredImage:
-    """Read an NRRD file, with the data files that a detached header names.
+    """Read an NRRD file and the data files that a detached header names.
 
-    An axis of the kind ``list`` or ``vector`` (or without a direction in space) holds channels, wherever it stands.
+    An axis of the kind ``list`` or ``vector`` (or without a direction in space) holds channels, at any position.
 
     Raises:
-        VolumeError: Damaged, truncated, or not one to four axes of grey values in space.
+        VolumeError: The file is damaged or truncated, or does not hold grey values with three axes in space and at most
+            one of channels.
     """
     header = parse_nrrd(file.path)
     stored = read_with_header(file, header)
     if "Segment0_ID" not in header.pairs:
         return stored
-    text = "The header says that the voxels are the labels of a segmentation of 3D Slicer and not grey values."
+    text = "The header declares that the voxels are the labels of a segmentation of 3D Slicer and not grey values."
     return replace(stored, warnings=(*stored.warnings, ScanWarning("declared_content", text)))
 
 
 def read_with_header(file: ImageFile, header: NrrdHeader) -> StoredImage:
-    """The same with a header that was parsed already.
+    """Read an NRRD file whose header was parsed already.
 
     Raises:
-        VolumeError: see :func:`read`.
+        VolumeError: See :func:`read`.
     """
     sizes, dtype = header.sizes(), header.dtype()
     channel_axis = header.channel_axis(sizes)
@@ -70,7 +71,7 @@ def read_with_header(file: ImageFile, header: NrrdHeader) -> StoredImage:
 def _values(
     file: ImageFile, header: NrrdHeader, sizes: list[int], dtype: np.dtype[Any]
 ) -> tuple[NDArray[Any], tuple[ScanWarning, ...]]:
-    """The array in the order of its axes, in native byte order, and a remark where a file holds more."""
+    """Read the array in the order of its axes and in native byte order, and warn of a file that holds more bytes."""
     names = _data_files(header)
     sources = [file.find_data_file(name) for name in names] if names else [file.path]
     if len(sources) > 1 and sizes[-1] % len(sources) and math.prod(sizes[-2:]) % len(sources):
@@ -82,12 +83,12 @@ def _values(
     encoding = header.required("encoding").lower()
     if encoding in TEXT_ENCODINGS:
         if len(sources) > 1:
-            raise VolumeError(f"{file.path}: text data in several files is not read.")
+            raise VolumeError(f"{file.path}: text data in several files are not supported.")
         values = _from_text(header, sources[0], 0 if names else header.length, math.prod(sizes), dtype)
         return values.reshape(sizes, order="F"), ()
     if encoding not in _COMPRESSION:
         known = ", ".join((*_COMPRESSION, *TEXT_ENCODINGS))
-        raise VolumeError(f"{file.path}: the NRRD encoding '{encoding[:40]}' is not read; these are: {known}.")
+        raise VolumeError(f"{file.path}: the NRRD encoding '{encoding[:40]}' is not supported; these are: {known}.")
     data, longer = bytearray(), []
     for source in sources:
         start, part = 0 if names else header.length, wanted // len(sources)
@@ -100,16 +101,16 @@ def _values(
 def _block(
     header: NrrdHeader, source: Path, offset: int, wanted: int, compression: Compression
 ) -> tuple[bytearray, bool]:
-    """The bytes of one data file, after the lines and bytes that are to be skipped, and True if there are more."""
+    """Read the bytes of one data file after the lines and bytes to skip; also return True if there are more bytes."""
     lines, skip = header.skip("line skip"), header.skip("byte skip")
     if lines < 0 or skip < -1 or (skip == -1 and compression != "none"):
-        raise VolumeError(f"{header.path}: the NRRD header skips {lines} lines and {skip} bytes, which cannot be.")
+        raise VolumeError(f"{header.path}: the NRRD header skips {lines} lines and {skip} bytes, which is not valid.")
     offset = _after_lines(header, source, offset, lines)
     if skip == -1:  # the data are the last bytes of the file
         return read_voxel_bytes(header.path, source, max(source.stat().st_size - wanted, offset), wanted, "none")
     if compression == "none":
         return read_voxel_bytes(header.path, source, offset + skip, wanted, "none")
-    # Lines are skipped in the file itself, bytes in what it unpacks to.
+    # Lines are skipped in the file itself, bytes in the unpacked stream.
     data, more = read_voxel_bytes(header.path, source, offset, skip + wanted, compression)
     return data[skip:], more
 
@@ -119,15 +120,15 @@ def _after_lines(header: NrrdHeader, source: Path, offset: int, lines: int) -> i
         stream.seek(offset)
         for _ in range(lines):
             if not stream.readline(2**20):
-                raise VolumeError(f"{header.path}: the header skips {lines} lines, and {source.name} has fewer.")
+                raise VolumeError(f"{header.path}: the header skips {lines} lines, but {source.name} has fewer.")
         return stream.tell()
 
 
 def _from_text(header: NrrdHeader, source: Path, offset: int, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     size = source.stat().st_size
     if size > _MAX_TEXT_BYTES:
-        raise VolumeError(f"{header.path}: voxels as text are read up to {_MAX_TEXT_BYTES} bytes; these are {size}.")
-    if 2 * count - 1 > size:  # a digit and a space for each
+        raise VolumeError(f"{header.path}: voxels as text may have up to {_MAX_TEXT_BYTES} bytes; these have {size}.")
+    if 2 * count - 1 > size:  # each number needs a digit and a space
         raise VolumeError(
             f"{header.path}: the header declares {count} numbers, but a file of {size} bytes cannot hold them; it is "
             "cut short or damaged."
@@ -144,11 +145,11 @@ def _from_text(header: NrrdHeader, source: Path, offset: int, count: int, dtype:
             .astype(dtype.newbyteorder("="))
         )
     except (ValueError, OverflowError) as error:
-        raise VolumeError(f"{header.path}: the voxels are no numbers of the declared type ({error}).") from error
+        raise VolumeError(f"{header.path}: the voxels are not numbers of the declared type ({error}).") from error
 
 
 def _data_files(header: NrrdHeader) -> Sequence[str]:
-    """Names of the data files; none where the data follow the header."""
+    """Return the names of the data files; none if the data follow the header."""
     name = header.fields.get("data file")
     if name is None:
         return ()
@@ -160,10 +161,10 @@ def _data_files(header: NrrdHeader) -> Sequence[str]:
 
 
 def numbered_names(path: Path, text: str) -> list[str]:
-    """Names from ``slice%03d.raw 1 20 1`` (first, last, step); none where the text is no such pattern.
+    """Expand a pattern such as ``slice%03d.raw 1 20 1`` (first, last, step); empty if the text is not a pattern.
 
     Raises:
-        VolumeError: The pattern counts nowhere, or names more than 20,000 files.
+        VolumeError: The pattern names no files or more than 20,000.
     """
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
@@ -171,7 +172,7 @@ def numbered_names(path: Path, text: str) -> list[str]:
     pattern, first, last, step = match[1], int(match[2]), int(match[3]), int(match[4])
     count = (last - first) // step + 1 if step else 0
     if not 0 < count <= _MAX_FILES or pattern.count("%") != 1:
-        raise VolumeError(f"{path}: the header names the data files '{text[:80]}', which counts {count} files.")
+        raise VolumeError(f"{path}: the header names the data files '{text[:80]}', which gives {count} files.")
     return [pattern % number for number in range(first, first + count * step, step)]
 
 

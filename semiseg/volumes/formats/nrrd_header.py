@@ -1,4 +1,4 @@
-"""The text header of an NRRD file (https://teem.sourceforge.net/nrrd/format.html), parsed and checked."""
+"""Parses and checks the text header of an NRRD file (https://teem.sourceforge.net/nrrd/format.html)."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ _VECTOR = re.compile(r"none|\([^()]*\)")
 
 @dataclass(frozen=True)
 class NrrdHeader:
-    """A header's fields, and its key/value pairs.
+    """The fields and key/value pairs of a header.
 
     Attributes:
-        path: The file.
-        fields: Field by its name, in lower case.
-        pairs: Value by key, as in ``Segment0_Name:=liver``.
+        path: Path of the file.
+        fields: Values of the fields by name, in lower case.
+        pairs: Values by key, as in ``Segment0_Name:=liver``.
         listed: Names of data files after ``data file: LIST``.
-        length: Bytes of the header, the empty line behind it included.
+        length: Length of the header in bytes, including the empty line at its end.
     """
 
     path: Path
@@ -79,10 +79,10 @@ class NrrdHeader:
     length: int = 0
 
     def sizes(self) -> list[int]:
-        """Sizes of all axes, the fastest first.
+        """Return the sizes of all axes, the fastest first.
 
         Raises:
-            VolumeError: They are missing, or not as many as the dimension says.
+            VolumeError: The sizes are missing, or their number is not the dimension.
         """
         sizes = [self._integer("sizes", word) for word in self.required("sizes").split()]
         dimension = self._integer("dimension", self.required("dimension"))
@@ -93,27 +93,27 @@ class NrrdHeader:
         return sizes
 
     def dtype(self) -> np.dtype[Any]:
-        """The stored type, with its byte order.
+        """Return the stored type with its byte order.
 
         Raises:
-            VolumeError: It is missing or no type of grey values.
+            VolumeError: The type or the byte order is missing, or it is not a type of grey values.
         """
         code = _TYPES.get(self.required("type").lower())
         if code is None:
-            raise VolumeError(f"{self.path}: voxels of type '{self.fields['type'][:40]}' are no grey values.")
+            raise VolumeError(f"{self.path}: voxels of type '{self.fields['type'][:40]}' are not grey values.")
         endian = self.fields.get("endian", "").lower()
         if endian not in ("", "little", "big"):
             raise self._wrong("endian", "it is little or big")
         text = self.fields.get("encoding", "").lower() in TEXT_ENCODINGS
         if not endian and code[1] != "1" and not text:
-            raise VolumeError(f"{self.path}: the NRRD header does not say the byte order (field 'endian').")
+            raise VolumeError(f"{self.path}: the NRRD header does not give the byte order (field 'endian').")
         return np.dtype((">" if endian == "big" else "<") + code)
 
     def channel_axis(self, sizes: list[int]) -> int | None:
-        """The axis that holds channels; None where all axes lie in space.
+        """Return the axis that holds channels; None if all axes lie in space.
 
         Raises:
-            VolumeError: There are other than three axes in space, or an axis holds something else, such as colours.
+            VolumeError: There are not exactly three axes in space, or an axis holds something else, such as colours.
         """
         kinds = [kind.lower() for kind in self.fields.get("kinds", "").split()] or ["???"] * len(sizes)
         if len(kinds) != len(sizes):
@@ -125,21 +125,21 @@ class NrrdHeader:
             if kind in _CHANNELS or (outside and kind in _SPATIAL):
                 others.append(axis)
             elif kind not in _SPATIAL and not (sizes[axis] == 1 and outside):
-                raise VolumeError(f"{self.path}: an axis of the kind '{kind[:40]}' holds no grey values.")
+                raise VolumeError(f"{self.path}: an axis of the kind '{kind[:40]}' does not hold grey values.")
         if not others and len(sizes) == 4:
-            others = [3]  # as ITK writes several volumes without kinds
+            others = [3]  # ITK writes several volumes like this, without kinds
         if len(sizes) - len(others) != 3 or len(others) > 1:
             raise VolumeError(
-                f"{self.path}: three axes in space and at most one of channels are needed, and this file has axes of "
+                f"{self.path}: three axes in space and at most one of channels are required, but this file has axes of "
                 f"the kinds {' '.join(kinds)} and the sizes {' '.join(map(str, sizes))}."
             )
         return others[0] if others else None
 
     def affine(self, channel_axis: int | None) -> tuple[NDArray[np.float64], tuple[ScanWarning, ...]]:
-        """The affine to RAS+ mm, and a remark where it does not tell left from right.
+        """Return the affine to RAS+ mm, and a warning if the header does not tell left from right.
 
         Raises:
-            VolumeError: Directions or origin are missing or no numbers, or the space is not of three dimensions.
+            VolumeError: Directions or origin are missing or not numbers, or the space does not have three dimensions.
         """
         count = 3 if channel_axis is None else 4
         space = self.fields.get("space", "").lower().removesuffix("-time")
@@ -161,7 +161,7 @@ class NrrdHeader:
             if space:
                 warnings.append(
                     no_orientation_warning(
-                        "it has no field 'space directions'", "its axes were taken for those of its space"
+                        "it has no field 'space directions'", "its axes were assumed to be those of its space"
                     )
                 )
         else:
@@ -175,20 +175,20 @@ class NrrdHeader:
             affine[:3, 3] = self._vector("space origin", origin)[:3]
         elif directions is not None:
             warnings.append(
-                ScanWarning("contradictory_header", "The header has directions and no origin; the origin is 0 0 0.")
+                ScanWarning("contradictory_header", "The header has directions but no origin; 0 0 0 was assumed.")
             )
         affine[:3] *= self._mm()
         return to_ras @ affine, tuple(warnings)
 
     def skip(self, name: str) -> int:
-        """``line skip`` or ``byte skip``, 0 by default."""
+        """Return the value of ``line skip`` or ``byte skip``, 0 by default."""
         return self._integer(name, self.fields.get(name, "0"))
 
     def required(self, name: str) -> str:
-        """The value of a field.
+        """Return the value of a field.
 
         Raises:
-            VolumeError: There is none.
+            VolumeError: The header has no such field.
         """
         if name not in self.fields:
             raise VolumeError(f"{self.path}: the NRRD header has no field '{name}'.")
@@ -243,7 +243,7 @@ class NrrdHeader:
 
 
 def is_nrrd(start: bytes) -> bool:
-    """Whether a file that begins so is NRRD."""
+    """Return True if a file with these first bytes is NRRD."""
     return _MAGIC.match(start) is not None
 
 
@@ -251,7 +251,7 @@ def parse_nrrd(path: Path) -> NrrdHeader:
     """Read the header of an NRRD file.
 
     Raises:
-        VolumeError: Not NRRD, without an end, with a line that is no field, or with a field twice.
+        VolumeError: The file is not NRRD, or its header has no end, a line that is not a field, or a field twice.
     """
     try:
         with path.open("rb") as file:
@@ -280,7 +280,7 @@ def parse_nrrd(path: Path) -> NrrdHeader:
 def _add_line(path: Path, number: int, line: str, fields: dict[str, str], pairs: dict[str, str]) -> None:
     name, separator, value = line.partition(":")
     if not separator or not name.strip():
-        raise VolumeError(f"{path}: the NRRD header is damaged (line {number} is no field).")
+        raise VolumeError(f"{path}: the NRRD header is damaged (line {number} is not a field).")
     if value.startswith("="):
         pairs[_unescaped(name)] = _unescaped(value[1:])
         return

@@ -1,4 +1,4 @@
-"""What a reader of a volume format is given, and what it gives back."""
+"""Interface of the readers of volume formats: the file to read, and the stored image that they return."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from semiseg.errors import VolumeError
 from semiseg.volumes.scan_warning import ScanWarning
 
 FileFinder = Callable[[str], Path | None]
-"""Gives the file that a header calls by a relative name, such as ``scan.raw``; None where there is none."""
+"""Function that finds the file that a header calls by a relative name, such as ``scan.raw``; None if there is none."""
 
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """Voxels as a file holds them, and where they lie.
+    """Voxels as a file holds them, with their affine.
 
     Attributes:
         array: Stored values, shape (X, Y, Z, K), in native byte order; the scaling is not applied.
-        slope, intercept: A stored value means ``value * slope + intercept``.
+        slope, intercept: Scaling of the values, ``value * slope + intercept``.
         affine: (4, 4) matrix from voxel indices to RAS+ mm.
         warnings: Facts that a user of the result has to know; ``--strict`` refuses a scan that has any.
     """
@@ -37,18 +37,18 @@ class StoredImage:
 
     @property
     def needs_scaling(self) -> bool:
-        """Whether the stored values have to be scaled."""
+        """True if the stored values have to be scaled."""
         return (self.slope, self.intercept) != (1.0, 0.0)
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file to read, and how the other files that its header names are found.
+    """A file to read, with a way to find the other files that its header names.
 
     Attributes:
-        path: The file, which for a format of several files is the one with the header.
-        find: FileFinder of the other files; by default they are looked for in the file's own folder.
-        member: Name of the file in the archive that it came in; "" for its own name.
+        path: Path of the file; for a format of several files, of the one with the header.
+        find: Function that finds the other files; by default they are looked for in the file's own folder.
+        member: Name of the file in the archive from which it comes; "" for its own name.
     """
 
     path: Path
@@ -57,31 +57,31 @@ class ImageFile:
 
     @property
     def name(self) -> str:
-        """The file's name without its folder, by which a pair is one."""
+        """Name of the file without its folder; the two files of a pair have the same stem."""
         return PurePosixPath(self.member.replace("\\", "/")).name or self.path.name
 
     def find_data_file(self, name: str) -> Path:
-        """The file that the header calls ``name``, in the header's own folder or below it.
+        """Find the file that the header calls ``name``, in the header's own folder or below it.
 
         Raises:
-            VolumeError: There is none, or the name leads out of the folder.
+            VolumeError: There is no such file, or the name leads out of the folder.
         """
         parts = PurePosixPath(name.strip().replace("\\", "/"))
-        # The name is not told: it is part of what was sent, and may say who the patient is.
+        # The message does not quote the name: it comes from the header and may identify the patient.
         if not name.strip() or parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", str(parts)):
             raise VolumeError(
-                f"{self.path}: the header names a data file elsewhere, and only a file in the header's own folder is "
+                f"{self.path}: the header names a data file elsewhere, but only a file in the header's own folder is "
                 "read."
             )
         found = (self.find or self._in_own_folder)(str(parts))
         if found is None:
-            raise VolumeError(f"{self.path}: the data file that the header names is not there.")
+            raise VolumeError(f"{self.path}: the data file that the header names does not exist.")
         return found
 
     def _in_own_folder(self, name: str) -> Path | None:
         folder = self.path.parent.resolve()
         exact = folder / name
-        # Systems that do not tell capitals apart left pairs such as SCAN.HDR and scan.img.
+        # Case-insensitive file systems have left pairs such as SCAN.HDR and scan.img.
         tried = [exact] if exact.is_file() else _ignoring_case(exact)
         if len(tried) != 1:
             return None
@@ -92,16 +92,16 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Reader:
-    """A format that is read.
+    """A supported format.
 
     Attributes:
-        name: Name of the format in sentences, such as "NIfTI file".
-        suffixes: Endings of the names of such files.
-        recognises: Test of a file's first (unpacked) bytes, 1024 at most; true if the file is of this format.
+        name: Name of the format in messages, such as "NIfTI file".
+        suffixes: Suffixes of the names of such files.
+        recognises: Test of a file's first (unpacked) bytes, 1024 at most; True if the file is in this format.
         read: Function that reads a file.
         may_be_gzipped: True if the whole file may be a gzip stream.
-        parts: For formats of several files: all files of a scan by names under which its header finds them in one
-            archive, the header first; none for a scan in one file.
+        parts: Function for formats of several files; it returns all files of a scan by the names under which its header
+            finds them in one archive, the header first, and none for a scan in one file.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Reader:
 
     @property
     def with_article(self) -> str:
-        """The name with its article: "a NIfTI file", "an MGH file"."""
+        """Name with its article: "a NIfTI file", "an MGH file"."""
         return f"{'an' if self.name.startswith(('A', 'MGH', 'NRRD')) else 'a'} {self.name}"
 
 

@@ -1,7 +1,7 @@
-"""The matrix ``mat`` out of a MATLAB file that SPM wrote, read by SciPy in a process of its own.
+"""Reads the matrix ``mat`` from a MATLAB file that SPM wrote, with SciPy in a separate process.
 
-Some damaged files of MATLAB 5 end the process in which SciPy 1.17 reads them (segmentation fault), and a server must
-not end with one upload. SciPy reads no files of MATLAB 7.3, which are HDF5; SPM writes none.
+Some damaged MATLAB 5 files crash the process in which SciPy 1.17 reads them (segmentation fault), and one upload must
+not crash a server. SciPy does not read MATLAB 7.3 files, which are HDF5; SPM does not write them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SECONDS = 60
 
 
 def parse_spm_matrix(data: bytes) -> NDArray[np.float64] | None:
-    """The matrix (4, 4) in a file's bytes, of the first volume if there are several; None if no such matrix is read."""
+    """Read the matrix (4, 4) from a file's bytes, that of the first volume if there are several; None if it fails."""
     command = [sys.executable, "-m", __name__]
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=_SECONDS, check=False)
@@ -28,11 +28,11 @@ def parse_spm_matrix(data: bytes) -> NDArray[np.float64] | None:
 
 
 def main() -> None:
-    """Read the file from standard input and print the matrix. Any error ends this process, and that is the answer."""
+    """Read the file from standard input and print the matrix; any error ends the process with a non-zero status."""
     from scipy.io import loadmat
 
     found = np.asarray(loadmat(io.BytesIO(sys.stdin.buffer.read()))["mat"], dtype=np.float64)
-    if found.ndim == 3:  # one for each volume; nibabel takes the first, too
+    if found.ndim == 3:  # one for each volume; nibabel also takes the first
         found = found[:, :, 0]
     if found.shape != (4, 4):
         sys.exit(1)

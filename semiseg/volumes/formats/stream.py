@@ -1,7 +1,7 @@
-"""Bytes of voxels out of files whose headers may lie about their number.
+"""Reads the bytes of voxels from files whose headers are not trusted.
 
-What a header declares is compared with what the file can hold before any memory is asked for, and memory then grows
-with the bytes that come, never with those that are declared.
+The declared size is compared with the size that the file can hold before any memory is allocated. Memory then grows
+with the bytes that are read, never with the declared number.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from numpy.typing import NDArray
 from semiseg.errors import VolumeError
 
 MAX_VOXEL_BYTES = 2**34
-"""Refuse volumes of more than 16 GiB of voxels: no scan that a network segments is near that."""
+"""Maximum size of the voxels of a volume, 16 GiB; scans that a network segments are much smaller."""
 
 MAX_HEADER_BYTES = 2**20
-"""Longest text header that is read; Slicer's segmentations with hundreds of segments stay below a third of it."""
+"""Maximum length of a text header; Slicer's segmentations with hundreds of segments stay below a third of it."""
 
 Compression = Literal["none", "gzip", "zlib", "bzip2"]
-_RATIOS = {"none": 1, "gzip": 1032, "zlib": 1032, "bzip2": 2**20}  # the most that each can expand (deflate: zlib's own)
+_RATIOS = {"none": 1, "gzip": 1032, "zlib": 1032, "bzip2": 2**20}  # maximum expansion (deflate: zlib's own figure)
 _CHUNK = 2**24
 _START = 1024
 
 
 class Readable(Protocol):
-    """Something that gives its bytes piece by piece."""
+    """A source of bytes that is read in parts."""
 
     def read(self, size: int, /) -> bytes:
-        """At most ``size`` bytes; none at the end."""
+        """Read at most ``size`` bytes; none at the end."""
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether the file's first bytes are those of a gzip stream."""
+    """Return True if the file's first bytes are those of a gzip stream."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
 def open_unpacked(path: Path) -> IO[bytes]:
-    """The file, unpacked while it is read if it is a gzip stream."""
+    """Open a file that is unpacked during reading if it is a gzip stream."""
     return cast(IO[bytes], gzip.open(path, "rb")) if is_gzip(path) else path.open("rb")
 
 
 def read_start(path: Path) -> bytes:
-    """The first 1024 bytes of a file, unpacked if it is a gzip stream; none where it cannot be read."""
+    """Read the first 1024 bytes of a file, unpacked if it is a gzip stream; none if it cannot be read."""
     try:
         with open_unpacked(path) as file:
             return file.read(_START)
@@ -63,17 +63,17 @@ def read_voxel_bytes(
     """Read exactly ``wanted`` bytes.
 
     Args:
-        header: File that declares them, for sentences.
-        source: File that holds them.
-        offset: Position of the first one, in the unpacked stream for ``compression=None``, else in the file itself.
+        header: File that declares the bytes, for messages.
+        source: File that holds the bytes.
+        offset: Position of the first byte, in the unpacked stream for ``compression=None``, else in the file itself.
         wanted: Number of bytes.
-        compression: Packing of the bytes from ``offset`` on; None: the whole file may be a gzip stream.
+        compression: Compression of the bytes from ``offset`` on; None if the whole file may be a gzip stream.
 
     Returns:
         The bytes, and True if the file holds more of them.
 
     Raises:
-        VolumeError: The file cannot hold so many, ends before, or is damaged.
+        VolumeError: The file cannot hold so many bytes, ends too early, or is damaged.
     """
     check_voxel_limit(header, wanted)
     try:
@@ -97,7 +97,7 @@ def read_voxel_bytes(
 
 
 def check_voxel_limit(header: Path, wanted: int) -> None:
-    """Refuse more voxels than a scan has.
+    """Refuse a number of bytes that no scan has.
 
     Raises:
         VolumeError: ``wanted`` bytes are more than :data:`MAX_VOXEL_BYTES`.
@@ -107,7 +107,7 @@ def check_voxel_limit(header: Path, wanted: int) -> None:
 
 
 def to_array(data: bytearray, dtype: np.dtype[Any], shape: Sequence[int]) -> NDArray[Any]:
-    """An array of ``shape`` whose first axis is the fastest in ``data``, in native byte order."""
+    """Make an array of ``shape``, whose first axis is the fastest in ``data``, in native byte order."""
     array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F")
     return array.astype(dtype.newbyteorder("="), copy=False)
 
@@ -133,14 +133,14 @@ def _unpacked(file: IO[bytes], compression: Compression) -> Readable:
 
 
 class _Inflated:
-    """A zlib stream (or gzip, as MetaIO accepts both), unpacked piece by piece."""
+    """A zlib stream (or gzip, since MetaIO accepts both) that is unpacked in parts."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
 
     def read(self, size: int, /) -> bytes:
-        """At most ``size`` bytes of the unpacked stream."""
+        """Read at most ``size`` bytes of the unpacked stream."""
         while not self._inflater.eof:
             packed = self._inflater.unconsumed_tail or self._file.read(2**16)
             if not packed:

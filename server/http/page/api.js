@@ -1,6 +1,6 @@
-// Talks to the server that this page came from, and to nobody else.
+// Requests to the server of this page; no other server is contacted.
 
-/** An answer that is no success: its sentence and its status. */
+/** An error response, with its message and status. */
 export class Refused extends Error {
   constructor(status, sentence) {
     super(sentence);
@@ -15,7 +15,7 @@ export const key = {
   set: (value) => sessionStorage.setItem(KEY, value),
 };
 
-/** fetch with the key, refusing everything but success. */
+/** Calls fetch with the API key; throws Refused for every error response. */
 export async function ask(path, options = {}) {
   const headers = { ...(options.headers || {}) };
   if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
@@ -24,31 +24,31 @@ export async function ask(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "The server does not answer; is it running?");
+    throw new Refused(0, "The server does not respond; is it running?");
   }
   if (response.ok) return response;
-  let sentence = `The server answered ${response.status}.`;
+  let sentence = `The server responded with the status ${response.status}.`;
   try {
     sentence = (await response.json()).error || sentence;
   } catch {
-    // a proxy in between answers in its own words
+    // the response of a proxy, which is not JSON
   }
   throw new Refused(response.status, sentence);
 }
 
 export const json = async (path, options) => (await ask(path, options)).json();
 
-/** The form of a scan: its files, the model, the form of the answer. */
+/** Makes the form of a scan: its files, the model, and the output format `answer`. */
 export function formOf(files, model, answer) {
   const form = new FormData();
-  // Names on this machine may say who the patient is: the server gets numbers.
+  // File names may identify the patient, so the server gets numbers instead.
   files.forEach((file, k) => form.append("scan", file, String(k + 1).padStart(5, "0")));
   if (model) form.append("model", model);
   form.append("answer", answer);
   return form;
 }
 
-/** Sends a form by XMLHttpRequest, since fetch tells nothing of how much has been sent; the bytes of the answer. */
+/** Sends a form by XMLHttpRequest, since fetch reports no upload progress; resolves to the bytes of the response. */
 export function upload(path, form, told, signal, same) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
@@ -57,11 +57,11 @@ export function upload(path, form, told, signal, same) {
     if (key.get()) request.setRequestHeader("Authorization", `Bearer ${key.get()}`);
     request.upload.onprogress = (event) => event.lengthComputable && told(event.loaded, event.total);
     request.responseType = "arraybuffer";
-    request.onerror = () => reject(new Refused(0, "The connection broke off; send the scan again."));
+    request.onerror = () => reject(new Refused(0, "The connection was lost; send the scan again."));
     request.onabort = () => reject(new DOMException("stopped", "AbortError"));
     request.onload = () => {
       if (request.status < 300) return resolve(request.response);
-      let sentence = `The server answered ${request.status}.`;
+      let sentence = `The server responded with the status ${request.status}.`;
       try {
         sentence = JSON.parse(new TextDecoder().decode(request.response)).error;
       } catch {
@@ -74,7 +74,7 @@ export function upload(path, form, told, signal, same) {
   });
 }
 
-/** Tells each change of a job until it ends; asked again when nobody answers. The job as it ended. */
+/** Polls a job until it ends, calls `told` at each change, and retries after errors; resolves to the ended job. */
 export async function watch(id, told, pause) {
   let last = "";
   for (;;) {

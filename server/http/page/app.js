@@ -1,4 +1,4 @@
-// The page: scans come in, wait, are segmented, and are looked at. Whatever a file or the server says is put in as text.
+// The page: sends scans, follows their jobs, and shows the results. Data from files and the server is inserted as text.
 
 import { Refused, ask, formOf, json, key, upload, watch } from "./api.js";
 import { made, seconds, showFacts } from "./facts.js";
@@ -7,16 +7,16 @@ import { PRESETS, VIEWS } from "./words.js";
 import { unzip } from "./zip.js";
 
 const HISTORY = "semiseg-cases";
-const KEPT = 50; // cases in the history
-const SOON = 500; // milliseconds until a case that is looked at is asked for again
-const LATER = 3000; // and one that is not
+const KEPT = 50; // maximum number of cases in the history
+const SOON = 500; // milliseconds between polls of the selected case
+const LATER = 3000; // milliseconds between polls of the other cases
 const at = (id) => document.getElementById(id);
 const server = { models: [], jobs: false, kinds: [] };
 const cases = [];
 let current = null;
 let viewer = null;
 
-// ---- beginning
+// ---- start
 
 async function begin() {
   try {
@@ -48,7 +48,7 @@ async function begin() {
 
 const stored = () => JSON.parse(localStorage.getItem(HISTORY) || "[]");
 
-/** The cases of this browser's history that the server still has. */
+/** Restores the cases in this browser's history and follows their jobs. */
 function remember() {
   for (const { number, id, time } of stored()) {
     if (cases.some((one) => one.id === id)) continue;
@@ -58,7 +58,7 @@ function remember() {
   list();
 }
 
-/** Adds our cases to the history, beside those of other tabs, or takes one out. */
+/** Writes the cases of this tab and of other tabs to the history, without the case `gone`. */
 function writeHistory(gone) {
   if (!server.jobs) return;
   const mine = cases.filter((one) => one.id).map(({ number, id, time }) => ({ number, id, time }));
@@ -67,7 +67,7 @@ function writeHistory(gone) {
   localStorage.setItem(HISTORY, JSON.stringify(kept));
 }
 
-// ---- a case's life
+// ---- the states of a case
 
 function send(files) {
   if (!files.length) return;
@@ -90,7 +90,7 @@ async function live(one) {
     if (server.jobs) {
       const same = crypto.getRandomValues(new Uint32Array(4)).join("-");
       const post = () => upload("jobs", form(), sent, one.stop.signal, same);
-      // Once more when the connection broke off: with the same key it stays one job.
+      // Retried once after a lost connection: with the same Idempotency-Key there is only one job.
       const answer = await post().catch((error) => (error.status === 0 ? post() : Promise.reject(error)));
       one.id = JSON.parse(new TextDecoder().decode(answer)).id;
       writeHistory();
@@ -110,7 +110,7 @@ async function follow(one) {
     const pause = () => (one === current ? SOON : LATER);
     const job = await watch(one.id, (told) => {
       const left = told.seconds_left === null ? "" : `, ${seconds(told.seconds_left)} left`;
-      const ahead = told.ahead ? `, ${told.ahead} before it` : "";
+      const ahead = told.ahead ? `, ${told.ahead} ahead of it` : "";
       tell(one, told.state, told.windows_done, told.windows_total, told.state === "waiting" ? ahead : left);
     }, pause);
     if (job.state === "failed") one.error = job.error;
@@ -125,7 +125,7 @@ function stopped(one, error) {
   if (error.status === 404 && !one.files) return end(one, "gone");
   if (error.status === 401) begin();
   if (error.status === 401 && one.id) {
-    one.locked = true; // followed again once there is a good key
+    one.locked = true; // followed again once there is a valid key
     return undefined;
   }
   one.error = error.message;
@@ -133,7 +133,7 @@ function stopped(one, error) {
 }
 
 function tell(one, state, done, total, more) {
-  const words = { sending: "Sending", waiting: "Waiting for its turn", running: "Segmenting", done: "Done" };
+  const words = { sending: "Sending", waiting: "Waiting", running: "Segmenting", done: "Done" };
   Object.assign(one, { state, done, total, told: `${words[state] || state}${more}` });
   list();
   if (one === current) progress(one);
@@ -153,15 +153,15 @@ async function cancel(one) {
   if (one.id) {
     await ask(`jobs/${one.id}?only=stop`, { method: "DELETE" }).catch((error) => fail(one, error.message));
   } else if (one.sent && server.jobs) {
-    one.unwanted = true; // it is a job by now: it is stopped as soon as its number is known
+    one.unwanted = true; // the server has made a job of it, which is stopped as soon as its id is known
   } else {
     one.stop.abort();
   }
 }
 
-// ---- what is seen
+// ---- display
 
-/** Brings the list up to date; its buttons stay the same ones, so that none loses the focus. */
+/** Updates the list; the buttons are reused, so that none loses the focus. */
 function list() {
   at("no-cases").hidden = cases.length > 0;
   at("forget").hidden = !cases.length;
@@ -197,12 +197,12 @@ function progress(one) {
   at("status").textContent = one.told;
 }
 
-let turn = 0; // of looking at a case: what comes late for an earlier one is thrown away
+let turn = 0; // number of the selection; late results of an earlier selection are discarded
 
 async function choose(one) {
   turn += 1;
   const mine = turn;
-  if (current && current !== one && current.id) current.case = undefined; // the server has it still
+  if (current && current !== one && current.id) current.case = undefined; // can be fetched from the server again
   current = one;
   clearError();
   list();
@@ -265,7 +265,7 @@ async function save(one, kind, button) {
   }
 }
 
-/** One form of the answer: from the job that has made it, else by sending the scan once more. */
+/** Fetches one output format from the job or, if the job cannot provide it, by sending the scan again. */
 async function answer(one, kind) {
   const again = () => ask("segment", { method: "POST", body: formOf(one.files, one.model, kind) });
   if (!one.id) return again();
@@ -277,7 +277,7 @@ async function answer(one, kind) {
   }
 }
 
-/** Says what went wrong, when it is about what is looked at: a case, or (null) the page. */
+/** Shows an error of the selected case or, with null, of the page; errors of other cases are not shown. */
 function fail(one, sentence) {
   if (one && one !== current) return;
   at("error").textContent = sentence;
@@ -289,7 +289,7 @@ function clearError() {
   at("error").textContent = "";
 }
 
-// ---- hands
+// ---- user input
 
 function press(view) {
   document.querySelectorAll("#views button").forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.view === view)));
@@ -301,7 +301,7 @@ function step(by) {
   if (cases[k]) choose(cases[k]);
 }
 
-/** The files below what was dropped, folders opened. */
+/** The dropped files, including those in dropped folders. */
 async function dropped(items_) {
   const entries = [...items_].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   const files = [];
@@ -334,7 +334,7 @@ document.ondragover = (event) => event.preventDefault();
 document.ondrop = async (event) => {
   event.preventDefault();
   drop.classList.remove("over");
-  if (at("form").hidden) return; // a key is asked for first
+  if (at("form").hidden) return; // an API key is needed first
   send(await dropped(event.dataTransfer.items));
 };
 at("key-form").onsubmit = (event) => {
@@ -359,7 +359,7 @@ at("views").append(
     return button;
   }),
 );
-at("preset").append(made("option", "as the scan is", { value: "" }), ...Object.keys(PRESETS).map((name) => made("option", name)));
+at("preset").append(made("option", "Default", { value: "" }), ...Object.keys(PRESETS).map((name) => made("option", name)));
 at("preset").onchange = () => {
   const preset = PRESETS[at("preset").value];
   viewer?.window(preset ? [preset[0] - preset[1] / 2, preset[0] + preset[1] / 2] : null);
@@ -378,6 +378,6 @@ function pressed(event) {
   event.preventDefault();
   event.stopPropagation();
 }
-document.addEventListener("keydown", pressed, true); // before the viewer, which has keys of its own
+document.addEventListener("keydown", pressed, true); // in the capture phase, before the viewer's own shortcuts
 
 begin();

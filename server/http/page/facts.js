@@ -1,10 +1,10 @@
-// What is said beside the picture of a case. Whatever a file or the server says is put in as text.
+// The panel beside the viewer: warnings, volumes and downloads. Data from files and the server is inserted as text.
 
 import { DICOM, FORMS } from "./words.js";
 
 const at = (id) => document.getElementById(id);
 
-/** An element with text and attributes. */
+/** Creates an element with text and attributes. */
 export function made(name, text = "", attributes = {}) {
   const element = document.createElement(name);
   element.textContent = text;
@@ -12,13 +12,14 @@ export function made(name, text = "", attributes = {}) {
   return element;
 }
 
-/** A span of time for people. */
+/** Formats a duration in seconds. */
 export function seconds(value) {
   if (value < 90) return `${Math.max(1, Math.round(value))} s`;
   return `${Math.round(value / 60)} min`;
 }
 
-/** Remarks, volumes, series left out, forms to save; `toggled` when a segment is switched, `wanted` when a form is. */
+/** Shows warnings, volumes, skipped series and downloads; `toggled` is called when a segment is switched on or off,
+ * `wanted` when an output format is requested. */
 export function showFacts(report, segments, kinds, toggled, wanted) {
   items("remarks", report.remarks.map((remark) => made("li", remark.text, { "data-code": remark.code })));
   const out = report.selection.filter((series) => series.channel === null);
@@ -26,8 +27,8 @@ export function showFacts(report, segments, kinds, toggled, wanted) {
   table(report, segments, toggled);
   downloads(kinds.filter((kind) => report.series || !DICOM.includes(kind)), wanted);
   at("model-told").textContent =
-    `Drawn by ${report.model.name} (${report.model.method}, ${report.model.precision}) in ${report.windows} windows, ` +
-    `${seconds(Object.values(report.seconds).reduce((a, b) => a + b, 0))}. ${report.notice}.`;
+    `Segmented by ${report.model.name} (${report.model.method}, ${report.model.precision}) in ` +
+    `${report.windows} windows, ${seconds(Object.values(report.seconds).reduce((a, b) => a + b, 0))}. ${report.notice}.`;
 }
 
 function items(id, found) {

@@ -1,9 +1,9 @@
-// Shows a scan with its mask: by NiiVue where that was brought along and the browser has WebGL 2, else as pictures that
-// the server has drawn.
+// Shows a scan with its mask: with NiiVue if it is installed and the browser has WebGL 2, otherwise as images that the
+// server has rendered.
 
 const LEVELS = { all: 3, axial: 0, coronal: 1, sagittal: 2, render: 4 }; // NiiVue's slice types
 
-/** A viewer in an element of its own, `viewer.host`; `case_` is a Map of the case's files. */
+/** Creates a viewer in a new element, `viewer.host`; `case_` is a Map of the files of the viewer bundle. */
 export async function makeViewer(parent, case_, report, segments) {
   const host = document.createElement("div");
   host.className = "view";
@@ -11,7 +11,7 @@ export async function makeViewer(parent, case_, report, segments) {
   try {
     return await Volumes.open(host, case_, report, segments);
   } catch (error) {
-    console.info(`Pictures instead of the viewer: ${error.message}`);
+    console.info(`Images are shown instead of the viewer: ${error.message}`);
     host.replaceChildren();
     return new Pictures(host, case_);
   }
@@ -31,7 +31,7 @@ class Volumes {
     host.append(canvas);
     const niivue = new Niivue({
       backColor: [0, 0, 0, 1],
-      clipPlaneHotKey: "", // the keys are the page's
+      clipPlaneHotKey: "", // app.js handles the keyboard
       cycleClipPlaneHotKey: "",
       viewModeHotKey: "",
       crosshairColor: [0.5, 0.7, 1, 0.6],
@@ -70,7 +70,7 @@ class Volumes {
     this.plain = false;
   }
 
-  /** Shows these segments, by name, in their colours. */
+  /** Shows the segments with these names in their colours and hides the others. */
   show(names) {
     for (const { mask, shown, regions } of this.masks) {
       const labels = [[0, 0, 0, 0, 0, ""]];
@@ -97,7 +97,7 @@ class Volumes {
     this.niivue.setSliceType(LEVELS[name]);
   }
 
-  /** The grey values from black to white, or null for the scan's own. */
+  /** Sets the range of values from black to white; null restores the scan's default. */
   window(range) {
     const scan = this.niivue.volumes[0];
     [scan.cal_min, scan.cal_max] = range || this.automatic;

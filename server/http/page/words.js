@@ -1,4 +1,4 @@
-// What the page calls things.
+// Labels of the page.
 
 export const VIEWS = { all: "All", axial: "Axial", coronal: "Coronal", sagittal: "Sagittal", render: "3D" };
 export const PRESETS = { // centre and width in Hounsfield units
@@ -16,9 +16,9 @@ export const FORMS = {
   "seg-fractional": "DICOM SEG (probabilities)",
   rtstruct: "DICOM RTSTRUCT",
   sr: "DICOM SR",
-  overlay: "DICOM pictures",
-  json: "JSON",
-  case: "All of this page",
+  overlay: "DICOM images with outlines",
+  json: "JSON report",
+  case: "Viewer bundle",
   "seg-nrrd": "3D Slicer segmentation",
   nrrd: "NRRD mask",
 };

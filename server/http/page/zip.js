@@ -1,4 +1,4 @@
-// Reads a zip whose members are stored as they are, which is how the server writes a case (APPNOTE.TXT 4.3.7, 4.3.12).
+// Reads a zip with uncompressed members, as the server writes a viewer bundle (APPNOTE.TXT 4.3.7, 4.3.12).
 
 const END = 0x06054b50;
 const ENTRY = 0x02014b50;
@@ -8,13 +8,13 @@ export function unzip(buffer) {
   const view = new DataView(buffer);
   let at = buffer.byteLength - 22;
   while (at >= 0 && view.getUint32(at, true) !== END) at -= 1;
-  if (at < 0) throw new Error("The answer of the server is not whole; ask for it again.");
+  if (at < 0) throw new Error("The server's response is incomplete; try again.");
   const count = view.getUint16(at + 10, true);
   let entry = view.getUint32(at + 16, true);
   const members = new Map();
   for (let k = 0; k < count; k += 1) {
     if (view.getUint32(entry, true) !== ENTRY || view.getUint16(entry + 10, true) !== 0) {
-      throw new Error("The answer of the server cannot be read by this page.");
+      throw new Error("This page cannot read the server's response.");
     }
     const size = view.getUint32(entry + 20, true);
     const nameLength = view.getUint16(entry + 28, true);

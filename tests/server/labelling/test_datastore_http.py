@@ -142,11 +142,11 @@ def test_a_reviewer_adds_notes_and_versions(server: RunningLabelServer) -> None:
 @pytest.mark.parametrize(
     ("query", "params", "content", "status", "words"),
     [
-        ({"image": "nobody"}, {}, None, 404, "no image of this id"),
+        ({"image": "nobody"}, {}, None, 404, "no image with this id"),
         ({"image": "s5", "tag": "a/b"}, {}, None, 422, "tag"),
         ({}, {}, None, 400, "?image="),
         ({"image": "s5"}, {"label_info": "x"}, None, 422, "label_info"),
-        ({"image": "s5"}, {}, b"no volume", 422, "not in a format that is read"),
+        ({"image": "s5"}, {}, b"no volume", 422, "format of the label is not supported"),
     ],
 )
 def test_a_label_that_cannot_be_kept_is_refused_with_a_sentence(

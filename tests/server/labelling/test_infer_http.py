@@ -132,9 +132,9 @@ def test_images_of_a_session_or_of_the_request_are_segmented_and_not_kept(
     ("model", "query", "params", "status", "words"),
     [
         ("other", {"image": "s5"}, {}, 404, "The model is called threshold"),
-        ("threshold", {"image": "nobody"}, {}, 404, "no image of this id"),
+        ("threshold", {"image": "nobody"}, {}, 404, "no image with this id"),
         ("threshold", {}, {}, 400, "?image=ID"),
-        ("threshold", {"image": "s5", "output": "dicom_seg"}, {}, 400, "no DICOM series"),
+        ("threshold", {"image": "s5", "output": "dicom_seg"}, {}, 400, "not DICOM series"),
         ("threshold", {"image": "s5", "output": "x"}, {}, 400, "`output`"),
         ("threshold", {"image": "s5"}, {"result_extension": ".png"}, 400, "`result_extension`"),
     ],
@@ -163,7 +163,7 @@ def test_the_values_of_the_dataset_need_not_be_those_of_the_model(tmp_path: Path
 def test_a_bundle_for_other_labels_or_channels_is_refused_at_the_start(tmp_path: Path, bundle: Path) -> None:
     write_dataset(tmp_path / "data", 0, 2, document={"labels": {"0": "background", "1": "low"}})
     with (
-        pytest.raises(InputError, match="outlines 'high', and the dataset has low"),
+        pytest.raises(InputError, match="segments 'high', but the dataset has only low"),
         label_server(tmp_path / "data", bundle=bundle),
     ):
         pass

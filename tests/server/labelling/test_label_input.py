@@ -58,7 +58,7 @@ def test_a_label_map_whose_axes_run_the_other_way_is_turned_back(dataset) -> Non
     ("shape", "affine", "words"),
     [
         ((8, 9, 9), AFFINE, "another grid"),
-        (SHAPE, AFFINE + np.array([[0, 0, 0, 0.5], [0] * 4, [0] * 4, [0] * 4]), "beside the scan's"),
+        (SHAPE, AFFINE + np.array([[0, 0, 0, 0.5], [0] * 4, [0] * 4, [0] * 4]), "away from the scan's"),
         (SHAPE, np.diag([1.0, 1.0, 2.0, 1.0]), "1 x 1 x 2 mm"),
         (SHAPE, AFFINE + np.array([[0, 0, 0, 2.0], [0] * 4, [0] * 4, [0] * 4]), "reaches from voxel"),
     ],
@@ -83,7 +83,7 @@ def test_values_between_two_labels_are_refused(dataset) -> None:
 
 def test_a_file_that_is_no_volume_is_refused_without_the_servers_paths(dataset, tmp_path: Path) -> None:
     (tmp_path / "label.bin").write_bytes(b"\x01" * 720)
-    with pytest.raises(VolumeError, match="not in a format") as refused:
+    with pytest.raises(VolumeError, match="is not supported") as refused:
         read_label(tmp_path / "label.bin", dataset.cases["s0"], LabelNames.from_dataset(dataset))
     assert str(tmp_path) not in str(refused.value)
 
@@ -116,7 +116,7 @@ def test_the_values_of_the_dataset_with_their_names_are_understood(tmp_path: Pat
 def test_an_ambiguous_list_is_refused(tmp_path: Path) -> None:
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[0] = 2
-    with pytest.raises(InputError, match="does not say clearly"):
+    with pytest.raises(InputError, match="is ambiguous"):
         saved(liver(tmp_path), drawn, [{"name": "liver", "idx": 2}, {"name": "tumour", "idx": 3}])
 
 
@@ -125,7 +125,7 @@ def test_a_name_that_the_dataset_does_not_have_matters_only_if_it_was_drawn(data
     assert np.array_equal(saved(dataset, random_labels(3), sent).array, random_labels(3))
     drawn = random_labels(3)
     drawn[0, 0, 0] = 3
-    with pytest.raises(InputError, match=r"'Segment_1', and the dataset has low \(1\), high \(2\)"):
+    with pytest.raises(InputError, match=r"'Segment_1', but the dataset has only low \(1\), high \(2\)"):
         saved(dataset, drawn, sent)
 
 

@@ -60,7 +60,7 @@ def test_the_real_client_works_as_it_is(tmp_path: Path, guarded: bool) -> None:
 
         with pytest.raises(module.MONAILabelClientException, match="403"):
             client.upload_image(str(tmp_path / "corrected label.nii.gz"), "new")
-        with pytest.raises(module.MONAILabelClientException, match="no image of this id"):
+        with pytest.raises(module.MONAILabelClientException, match="no image with this id"):
             client.save_label("nobody", str(tmp_path / "corrected label.nii.gz"))
         assert client.train_status(check_if_running=True) is False
 

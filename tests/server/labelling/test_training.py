@@ -62,7 +62,7 @@ def test_a_training_outlives_the_server_and_its_model_is_used_if_it_is_not_worse
         wait_until(lambda: status(server)["status"] != "RUNNING", LONG, lambda: output(server))
         done = status(server)
         assert done["status"] == "DONE", output(server)
-        assert done["result"].startswith("The new model is used. There was no model before it")
+        assert done["result"].startswith("The new model is used. There was no previous model")
         assert done["end_ts"] >= done["start_ts"]
         assert server.get("/train/", params={"check_if_running": "true"}).status_code == 404
 
@@ -169,7 +169,7 @@ def test_without_a_final_label_there_is_nothing_to_learn_from(tmp_path: Path, da
 
 def test_the_time_that_is_left_is_measured_and_otherwise_not_claimed(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert read_training_progress(run, running=True).estimate == "How long the training still takes is not known yet."
+    assert read_training_progress(run, running=True).estimate == "The remaining time of the training is not known yet."
     run.mkdir()
     (run / "recipe.yaml").write_text("recipe: {updates: 100}\n", encoding="utf-8")
 
@@ -184,7 +184,7 @@ def test_the_time_that_is_left_is_measured_and_otherwise_not_claimed(tmp_path: P
     log(row(9, 100.0), row(19, 200.0), {"step": 19, "validation_dice": 0.5})
     found = read_training_progress(run, running=True)
     assert found.seconds_left == 800.0 and found.update == 20 and found.best_dice == 0.5
-    assert "20 of 100 updates; about 13 minutes" in found.estimate
+    assert "20 of 100 updates are done; about 13 minutes" in found.estimate
     log(row(9, 100.0), row(19, 200.0), row(20, 5.0), row(30, 25.0))  # resumed at 20, faster
     assert read_training_progress(run, running=True).seconds_left == 138.0
     assert read_training_progress(run, running=False).seconds_left is None

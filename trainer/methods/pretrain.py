@@ -1,0 +1,7 @@
+"""Former module of :mod:`trainer.methods.pretrain_then_train`."""
+
+from __future__ import annotations
+
+from trainer.deprecated_names import renamed_module
+
+__getattr__ = renamed_module(__name__, "trainer.methods.pretrain_then_train")
