@@ -91,7 +91,7 @@ def predict(
     """Segment one scan and write the mask on the scan's own grid."""
     from cli.models import parse_window
     from semiseg.bundle.variant import parse_precision
-    from semiseg.outputs.writers import format_from_path
+    from semiseg.outputs.format_selection import format_from_path
 
     if input_list is not None:
         if server or channel or series or strict or aligned or len(arguments or []) != 1:
@@ -177,7 +177,7 @@ def _predict_locally(
         def show(done: int, total: int) -> None:
             told(done, total, "segmenting")
 
-        prediction = opened.predict_files(asked.files, asked.output_format, asked.wishes, show)
+        prediction = opened.predict_files(asked.files, asked.output_format.name, asked.wishes, show)
         prediction.write(asked.out, asked.output_format)
     _print_result(asked.out, prediction.volumes, prediction.timing.seconds, prediction.warnings)
 
@@ -197,7 +197,7 @@ def _predict_list(
     model: Path, asked: BatchRequest, settings: SlidingWindowOptions, threads: int | None, precision: Precision | None
 ) -> None:
     from cli.models import open_model
-    from semiseg.outputs.formats import OUTPUT_FORMATS
+    from semiseg.outputs.format_selection import require_format
     from semiseg.predicting.scan_list import (
         RESULTS_FILE,
         ResultLog,
@@ -206,9 +206,9 @@ def _predict_list(
         segment_sequentially,
     )
 
-    output_format = next((output_format for output_format in OUTPUT_FORMATS if output_format == asked.answer), None)
-    if output_format is None:
-        raise InputError(f"--answer is {', '.join(OUTPUT_FORMATS[:-1])} or {OUTPUT_FORMATS[-1]}.")
+    if asked.answer is None:
+        raise InputError("A list of scans needs --answer, the output format of its results.")
+    output_format = require_format(asked.answer).name
     opening = partial(open_model, model.absolute(), settings, threads=threads, precision=precision)
     items = read_scan_list(asked.file.absolute(), asked.out.absolute(), output_format)
     opened = opening()
@@ -250,7 +250,7 @@ def _predict_on_server(url: str, key: str | None, model: str | None, asked: Pred
         if client.keeps_jobs():
             with _progress_bar() as told:
                 told(0, 0, "sending")
-                job = client.submit(asked.files, asked.output_format, options=asked.wishes, model=model)
+                job = client.submit(asked.files, asked.output_format.name, options=asked.wishes, model=model)
 
                 def show(now: JobStatus) -> None:
                     words = f"waiting, {now.ahead} before it" if now.state == "waiting" else now.state
@@ -268,7 +268,7 @@ def _predict_on_server(url: str, key: str | None, model: str | None, asked: Pred
                 with contextlib.suppress(SemisegError):  # the server must not keep anything
                     client.forget(job.id)
         else:
-            answer = client.ask(asked.files, asked.output_format, options=asked.wishes, model=model)
+            answer = client.ask(asked.files, asked.output_format.name, options=asked.wishes, model=model)
             write(answer.body)
     _print_result(asked.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])
 

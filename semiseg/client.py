@@ -33,7 +33,7 @@ from semiseg.client_results import (
 )
 from semiseg.deprecation import renamed_arguments, renamed_attributes
 from semiseg.errors import InputError, SemisegError
-from semiseg.outputs.formats import RESULTS_MEDIA_TYPE, OutputFormat
+from semiseg.outputs.formats import RESULTS_MEDIA_TYPE
 from semiseg.upload_parts import multipart_files
 from semiseg.volumes.read_options import Paths, ReadOptions
 
@@ -169,7 +169,7 @@ class Client:
     def segment(
         self,
         paths: Files,
-        answer: OutputFormat | None = None,
+        answer: str | None = None,
         *,
         options: ReadOptions | None = None,
         model: str | None = None,
@@ -185,7 +185,7 @@ class Client:
     def ask(
         self,
         paths: Files,
-        answer: OutputFormat | None = None,
+        answer: str | None = None,
         *,
         options: ReadOptions | None = None,
         model: str | None = None,
@@ -208,7 +208,7 @@ class Client:
         response = self._post("/segment", paths, _fields(answer, options, model), {"Accept": RESULTS_MEDIA_TYPE})
         return parse_result(self.url, response)
 
-    def ask_forms(self, paths: Files, forms: Sequence[OutputFormat], *, model: str | None = None) -> MultiFormatResult:
+    def ask_forms(self, paths: Files, forms: Sequence[str], *, model: str | None = None) -> MultiFormatResult:
         """Segment one scan once and return the result in several output formats; otherwise as :meth:`ask`."""
         fields = _fields(None, None, model) | {"answer": ",".join(forms)}
         return parse_multi_format_result(
@@ -219,7 +219,7 @@ class Client:
     def submit(
         self,
         paths: Files,
-        answer: OutputFormat | None = None,
+        answer: str | None = None,
         *,
         options: ReadOptions | None = None,
         model: str | None = None,
@@ -262,12 +262,13 @@ class Client:
                 return job
             time.sleep(every)
 
-    def result(self, name: str, answer: OutputFormat | None = None) -> SegmentationResult:
+    def result(self, name: str, answer: str | None = None) -> SegmentationResult:
         """Return the result of a job that is done.
 
         Args:
             name: Identifier of the job.
-            answer: Output format, if another one than the job was submitted with; possible only for ``case`` jobs.
+            answer: Output format, if another one than the job was submitted with; possible only for jobs with the
+                output format ``viewer-bundle``.
 
         Raises:
             InputError: The job failed, was cancelled, is not done yet, or does not have this format.
@@ -352,7 +353,7 @@ class Client:
             time.sleep(pause)
 
 
-def _fields(answer: OutputFormat | None, options: ReadOptions | None, model: str | None) -> dict[str, str]:
+def _fields(answer: str | None, options: ReadOptions | None, model: str | None) -> dict[str, str]:
     options = options or ReadOptions()
     asked = {"model": model, "answer": answer, "series": options.series}
     fields = {name: value for name, value in asked.items() if value}

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from semiseg.errors import SemisegError
-from semiseg.outputs.formats import FORMAT_TRAITS, OUTPUT_FORMATS, RESULTS_MEDIA_TYPE, OutputFormat
+from semiseg.outputs.formats import OUTPUT_FORMATS, RESULTS_MEDIA_TYPE
 
 _SHORTENED = "x-semiseg-shortened"
 
@@ -24,7 +24,7 @@ class SegmentationResult:
     Attributes:
         body: Content of the file: .nii.gz, DICOM, or JSON text.
         media_type: Media type of the file, such as ``application/gzip``
-            (:data:`semiseg.outputs.formats.FORMAT_TRAITS`).
+            (:data:`semiseg.outputs.formats.OUTPUT_FORMATS`).
         millilitres: Volume of each segment in ml, by name.
         seconds: Seconds per stage on the server.
         model: Identity of the model: name, sha256, method, version.
@@ -71,13 +71,13 @@ def parse_result(url: str, response: httpx.Response) -> SegmentationResult:
         bodies = _members_by_folder(response.content)
         # The archive contains the report beside the requested format; if it contains nothing else, the report itself
         # was requested.
-        kind: OutputFormat = next((name for name in OUTPUT_FORMATS if name in bodies and name != "json"), "json")
-        return replace(_by_report(response, bodies), body=bodies[kind], media_type=FORMAT_TRAITS[kind].media_type)
+        kind = next((name for name in OUTPUT_FORMATS if name in bodies and name != "json"), "json")
+        return replace(_by_report(response, bodies), body=bodies[kind], media_type=OUTPUT_FORMATS[kind].media_type)
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
         raise foreign_server_error(url) from None
 
 
-def parse_multi_format_result(url: str, response: httpx.Response, forms: Sequence[OutputFormat]) -> MultiFormatResult:
+def parse_multi_format_result(url: str, response: httpx.Response, forms: Sequence[str]) -> MultiFormatResult:
     """Parse the response to a request for several output formats.
 
     Raises:
@@ -90,12 +90,14 @@ def parse_multi_format_result(url: str, response: httpx.Response, forms: Sequenc
         else:  # a server of version 0.1
             reply = _by_headers(response)
             bodies = {forms[0]: reply.body} if len(forms) == 1 else _members_by_folder(reply.body)
-        files = {form: _members(bodies[form]) if form == "overlay" else (bodies[form],) for form in forms}
+        files = {form: _members(bodies[form]) if _has_several_files(form) else (bodies[form],) for form in forms}
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
         raise foreign_server_error(url) from None
-    return MultiFormatResult(
-        {str(form): found for form, found in files.items()}, reply.model, reply.millilitres, reply.remarks
-    )
+    return MultiFormatResult(files, reply.model, reply.millilitres, reply.remarks)
+
+
+def _has_several_files(form: str) -> bool:
+    return form in OUTPUT_FORMATS and OUTPUT_FORMATS[form].several_files
 
 
 def has_truncated_headers(response: httpx.Response) -> bool:

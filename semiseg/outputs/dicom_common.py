@@ -21,7 +21,7 @@ from pydicom.tag import Tag
 from pydicom.valuerep import validate_value
 
 from semiseg.errors import VolumeError
-from semiseg.outputs.report import NOTICE
+from semiseg.outputs.report import NOTICE, ModelIdentity
 from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.segmentation import Segment, Segmentation
@@ -69,6 +69,11 @@ class Algorithm:
     name: str
     version: str
     model_sha256: str
+
+    @classmethod
+    def from_identity(cls, model: ModelIdentity) -> Algorithm:
+        """Convert the identity of a model in a report."""
+        return cls(name=model.name, version=model.version, model_sha256=model.sha256 or "not exported")
 
 
 def require_same_grid(segmentation: Segmentation, series: DicomSeries, what: str) -> None:

@@ -31,7 +31,7 @@ from semiseg.outputs.dicom_common import (
     series_description,
     software_versions,
 )
-from semiseg.outputs.formats import OVERLAP_MESSAGE, SegmentationType
+from semiseg.outputs.formats.dicom import OVERLAP_MESSAGE, SegmentationType
 from semiseg.outputs.report import NOTICE
 from semiseg.outputs.seg_sources import SourceImages, slice_thickness
 from semiseg.volumes.dicom_series import DicomSeries

@@ -1,4 +1,4 @@
-"""Viewer bundles (output format `case`): a zip with the scan, its mask, the report, and pictures of the slices.
+"""Viewer bundles (output format `viewer-bundle`): a zip with the scan, its mask, the report, and pictures.
 
     report.json      the report
     scan.nii.gz      the first channel, as it was read

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from semiseg.deprecation import renamed_arguments
 from semiseg.errors import InputError
 from semiseg.inference.sliding_window import Timing
-from semiseg.outputs.formats import FORMAT_TRAITS, OutputFormat
+from semiseg.outputs.format_selection import format_from_path, require_format
+from semiseg.outputs.formats import FormatInput, OutputFormat
 from semiseg.outputs.report import Report
-from semiseg.outputs.writers import format_from_path, write_result
 from semiseg.volumes.scan import Scan
 from semiseg.volumes.segmentation import Segmentation
 
@@ -89,23 +89,29 @@ class Prediction:
         """
         path = Path(path)
         output_format = format_from_path(path, format)
-        if FORMAT_TRAITS[output_format].probabilities and self.segmentation.probabilities is None:
-            raise InputError(f"The format {output_format} needs probabilities; call predict with probabilities=True.")
+        if output_format.needs_probabilities and self.segmentation.probabilities is None:
+            raise InputError(
+                f"The format {output_format.name} needs probabilities; call predict with probabilities=True."
+            )
         if not path.parent.is_dir():
             raise InputError(f"There is no folder {path.parent} to write {path.name} into.")
         self.write(path, output_format)
         return path
 
     @renamed_arguments(kind="output_format")
-    def write(self, path: Path, output_format: OutputFormat) -> None:
+    def write(self, path: Path, output_format: OutputFormat | str) -> None:
         """Write the prediction in one output format, regardless of the file name.
 
+        Args:
+            path: Path of the file.
+            output_format: Output format or its name.
+
         Raises:
-            InputError: See :func:`semiseg.outputs.writers.write_result`.
+            InputError: The format is unknown, needs a scan that is a DICOM series, or cannot hold the segmentation.
         """
         clock = time.perf_counter()
         scan = self.scan
-        write_result(
-            path, output_format, self.segmentation, self.report, series=scan.series, source=scan.source, image=scan.grid
-        )
+        if isinstance(output_format, str):
+            output_format = require_format(output_format)
+        output_format.write(path, FormatInput(self.segmentation, self.report, scan.series, scan.source, scan.grid))
         self.timing.add("writing", clock)

@@ -14,9 +14,8 @@ from semiseg.deprecation import RenamedMember, renamed_arguments
 from semiseg.inference.engine_selection import EngineSelection, choose_engine
 from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
 from semiseg.inference.sliding_window import Progress, Timing
-from semiseg.outputs.formats import FORMAT_TRAITS
+from semiseg.outputs.format_selection import resolve_format
 from semiseg.outputs.report import ModelIdentity, Report
-from semiseg.outputs.writers import resolve_format
 from semiseg.predicting.prediction import Prediction
 from semiseg.volumes.read_options import Paths, ReadOptions
 from semiseg.volumes.scan import Scan, open_scan
@@ -140,7 +139,7 @@ class Predictor:
         scan = self.open(files, options, timing=timing)
         output_format = resolve_format(format, scan.series, self.manifest)
         return self.predict_scan(
-            scan, probabilities=FORMAT_TRAITS[output_format].probabilities, progress=progress, timing=timing
+            scan, probabilities=output_format.needs_probabilities, progress=progress, timing=timing
         )
 
     @renamed_arguments(wishes="options")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.errors import InputError, SemisegError
-from semiseg.outputs.formats import FORMAT_TRAITS, OutputFormat
+from semiseg.outputs.formats import OUTPUT_FORMATS
 from semiseg.predicting.predictor import Predictor
 from semiseg.system.durable_files import full_fsync
 
@@ -28,15 +28,15 @@ class ScanItem:
     Attributes:
         scan: Path of the scan.
         out: Path of the result.
-        output_format: Output format of the result.
+        output_format: Name of the output format of the result.
     """
 
     scan: Path
     out: Path
-    output_format: OutputFormat
+    output_format: str
 
 
-def read_scan_list(file: Path, out: Path, output_format: OutputFormat) -> list[ScanItem]:
+def read_scan_list(file: Path, out: Path, output_format: str) -> list[ScanItem]:
     """Read a list of scans with one path per line; relative paths start at the folder of the list.
 
     Raises:
@@ -52,7 +52,7 @@ def read_scan_list(file: Path, out: Path, output_format: OutputFormat) -> list[S
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise InputError(f"The list {file} names {twice} twice.")
     digits = max(5, len(str(len(paths))))
-    suffix = FORMAT_TRAITS[output_format].suffixes[0]
+    suffix = OUTPUT_FORMATS[output_format].suffixes[0]
     return [
         ScanItem(path, out / f"{number:0{digits}d}-{path.name.split('.')[0] or 'scan'}{suffix}", output_format)
         for number, path in enumerate(paths, start=1)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
+from semiseg.outputs.formats import DICOM_FORMATS
+
 _VISIBLE = re.compile(r"[ -\[\]-~]+")
-OutputFormat = Literal["seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay"]
+if TYPE_CHECKING:
+    OutputFormat = str
+else:
+    OutputFormat = Literal[DICOM_FORMATS]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

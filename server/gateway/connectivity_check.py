@@ -9,24 +9,17 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID
 from pynetdicom.presentation import build_context
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    Comprehensive3DSRStorage,
-    LabelMapSegmentationStorage,
-    RTStructureSetStorage,
-    SecondaryCaptureImageStorage,
-    SegmentationStorage,
-    StorageCommitmentPushModel,
-    Verification,
-)
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 
 from semiseg.client import Client, RequestRejectedError, ServerBusyError, ServerFailureError
 from semiseg.errors import InputError, SemisegError
+from semiseg.outputs.formats import OUTPUT_FORMATS
+from semiseg.outputs.formats import OutputFormat as WrittenFormat
 from semiseg.system.durable_files import free_bytes
 from server.gateway import dimse_statuses, http_statuses
 from server.gateway.application_entity import AssociationFailed, NoContextAccepted, associate, create_application_entity
@@ -47,16 +40,6 @@ from server.gateway.ups_config import Worklist
 from server.gateway.ups_workitem import Workitem
 
 TIMEOUT_SECONDS = 10.0
-# SOP class of each output format, and the transfer syntax in which servers write it.
-FORMAT_SOP_CLASSES: dict[OutputFormat, tuple[UID, UID]] = {
-    "seg": (SegmentationStorage, ExplicitVRLittleEndian),
-    "seg-labelmap": (LabelMapSegmentationStorage, ExplicitVRLittleEndian),
-    "seg-fractional": (SegmentationStorage, ExplicitVRLittleEndian),
-    "rtstruct": (RTStructureSetStorage, ImplicitVRLittleEndian),
-    "sr": (Comprehensive3DSRStorage, ExplicitVRLittleEndian),
-    "overlay": (SecondaryCaptureImageStorage, ExplicitVRLittleEndian),
-}
-assert set(FORMAT_SOP_CLASSES) == set(get_args(OutputFormat))
 
 
 @dataclass(frozen=True)
@@ -172,7 +155,7 @@ def _dimse(
     if trouble := _tls(to):
         yield CheckResult(what, trouble)
         return
-    headers = [_header(*FORMAT_SOP_CLASSES[form]) for form in forms]
+    headers = [_header(OUTPUT_FORMATS[form]) for form in forms]
     ours = create_application_entity(title, seconds=min(TIMEOUT_SECONDS, destination.connect_seconds))
     accepted: dict[str, list[UID]] = {}
     trouble = ""
@@ -196,7 +179,7 @@ def _dimse(
             association.release()
     yield CheckResult(what, trouble)
     for form in forms:
-        kind, _ = FORMAT_SOP_CLASSES[form]
+        kind = UID(OUTPUT_FORMATS[form].sop_class)
         syntaxes = [one.name for one in dict.fromkeys(accepted.get(str(kind), ()))]
         told = f"does not accept {kind.name}; allow this SOP class there, or omit {form} from the destination's `forms`"
         yield CheckResult(
@@ -211,11 +194,11 @@ def _dimse(
         )
 
 
-def _header(sop_class: UID, syntax: UID) -> Dataset:
+def _header(output_format: WrittenFormat) -> Dataset:
     header = Dataset()
-    header.SOPClassUID = sop_class
+    header.SOPClassUID = output_format.sop_class
     header.file_meta = pydicom.dataset.FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = syntax
+    header.file_meta.TransferSyntaxUID = UID(output_format.transfer_syntax)
     return header
 
 

@@ -7,12 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from semiseg.outputs.formats import FORMER_NAMES
 from server.http.limits import ApiError
 from server.http.output_formats import requested_formats
 from server.http.uploads import FILES_FIELD
 
 MAX_KEY_LENGTH = 200  # characters of a key
 _DEFAULTS = {"strict": "false", "aligned": "false"}
+# Jobs that an earlier version accepted have digests with the former names of formats.
+_DIGESTED_NAMES = {present: former for former, present in FORMER_NAMES.items()}
 
 
 def validate_idempotency_key(key: str | None) -> str | None:
@@ -45,7 +48,8 @@ def request_digest(
         ApiError: 400, a requested output format does not exist.
     """
     options = {name: value for name, value in fields.items() if value and value != _DEFAULTS.get(name)}
-    options["answer"] = ",".join(requested_formats(fields.get("answer", ""), accept))
+    formats = requested_formats(fields.get("answer", ""), accept)
+    options["answer"] = ",".join(_DIGESTED_NAMES.get(one.name, one.name) for one in formats)
     parts = channels or {FILES_FIELD: files}
     contents = {name: sorted(_digest_of(file) for file in members) for name, members in parts.items()}
     return hashlib.sha256(json.dumps([options, contents], sort_keys=True).encode()).hexdigest()

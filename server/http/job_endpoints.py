@@ -21,12 +21,13 @@ from starlette.routing import Route
 
 from semiseg.errors import Cancelled
 from semiseg.inference.sliding_window import Timing
+from semiseg.outputs.formats import present_name
 from semiseg.outputs.report import ScanWarningReport
 from semiseg.system.memory import release_free_memory
 from server.forwarded_headers import path_prefix
 from server.http.errors import api_error_response, to_api_error
 from server.http.idempotency import request_digest, validate_idempotency_key
-from server.http.job_store import JOB_QUEUE, JobStore
+from server.http.job_store import JOB_QUEUE, VIEWER_BUNDLE, JobStore, stored_format
 from server.http.limits import RETRY_SECONDS, ApiError
 from server.http.output_formats import parse_formats
 from server.http.result_headers import MILLILITRES_HEADER, REMARKS_HEADER, limit_header_sizes
@@ -204,11 +205,12 @@ class JobEndpoints:
                 409, f"The job is {job.state}; try again later.", headers={"Retry-After": str(RETRY_SECONDS)}
             )
         asked = request.query_params.get("answer")
-        kept = job.payload["fields"].get("answer")
-        if asked not in (None, kept):
-            if kept != "case":
+        kept = stored_format(job)
+        if asked is not None and present_name(asked) != kept:
+            if kept != VIEWER_BUNDLE:
                 raise ApiError(
-                    400, "Only the result of a job that was sent with `answer` = case has other output formats."
+                    400,
+                    f"Only the result of a job that was sent with `answer` = {VIEWER_BUNDLE} has other output formats.",
                 )
             client = client_identity(request)
             with self._handler.admission.admit(client):

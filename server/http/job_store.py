@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semiseg.outputs.formats import present_name
+from semiseg.outputs.formats.reports import ViewerBundleFormat
 from semiseg.system.durable_files import link_or_copy, move_durably, replace_file
 from server.http.idempotency import key_reused_error, request_digest
 from server.http.result_headers import remark_pairs, segment_millilitres
@@ -28,6 +30,7 @@ from server.jobs.deletion import empty_folder, remove
 from server.jobs.queue import ENDED_STATES, JobState, Queue, QueuedJob
 
 JOB_QUEUE = "segment"  # kind of these jobs in the queue
+VIEWER_BUNDLE = ViewerBundleFormat.name
 
 
 @dataclass(frozen=True)
@@ -170,4 +173,10 @@ def _keep_only(names: set[str], folder: Path) -> None:
 
 
 def _needs_upload(job: QueuedJob) -> bool:
-    return not job.ended or (job.state == "done" and job.payload["fields"].get("answer") == "case")
+    return not job.ended or (job.state == "done" and stored_format(job) == VIEWER_BUNDLE)
+
+
+def stored_format(job: QueuedJob) -> str | None:
+    """Return the name of the output format that a job was sent with; None for the default of its scan."""
+    name = job.payload["fields"].get("answer")
+    return None if name is None else present_name(name)

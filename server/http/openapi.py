@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
-from semiseg.outputs.formats import FORMAT_TRAITS, OUTPUT_FORMATS, RESULTS_MEDIA_TYPE
+from semiseg.outputs.formats import DICOM_FORMATS, OUTPUT_FORMATS, RESULTS_MEDIA_TYPE
 from semiseg.outputs.report import NOTICE, Report
 from server.http.limits import MEGABYTE, Limits
 from server.http.model import ServedModel
@@ -157,8 +157,8 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
     form_again = {
         "name": "answer",
         "in": "query",
-        "description": "Output format of the result, if the job was sent with `answer` = `case`; the default is the "
-        "format that the job was sent with.",
+        "description": "Output format of the result, if the job was sent with `answer` = `viewer-bundle`; the default "
+        "is the format that the job was sent with.",
         "schema": form["properties"]["answer"],
     }
     accepted = {
@@ -245,7 +245,7 @@ def _get(name: str, summary: str, description: str, schema: dict[str, Any], erro
 
 def _segmentation(*more: str) -> dict[str, Any]:
     """The response with a segmentation, in the media types of the output formats and those in ``more``."""
-    types = dict.fromkeys([*(form.media_type for form in FORMAT_TRAITS.values()), *more])
+    types = dict.fromkeys([*(form.media_type for form in OUTPUT_FORMATS.values()), *more])
     return {
         "description": "The segmentation, in the requested output format.",
         "headers": {
@@ -253,7 +253,7 @@ def _segmentation(*more: str) -> dict[str, Any]:
         },
         "content": {
             **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in types},
-            FORMAT_TRAITS["json"].media_type: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
+            OUTPUT_FORMATS["json"].media_type: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
         },
     }
 
@@ -263,7 +263,7 @@ def _form(models: ServedModels, limits: Limits) -> dict[str, Any]:
     channels = dict.fromkeys(name for manifest in manifests for name in manifest.channel_names)
     alternatives = {tuple(manifest.channel_names): None for manifest in manifests}
     one = "|".join(OUTPUT_FORMATS)
-    files = "; ".join(f"`{kind}` is {form.file_name} ({form.media_type})" for kind, form in FORMAT_TRAITS.items())
+    files = "; ".join(f"`{kind}` is {form.file_name} ({form.media_type})" for kind, form in OUTPUT_FORMATS.items())
     return {
         "type": "object",
         "oneOf": [
@@ -292,6 +292,7 @@ def _form(models: ServedModels, limits: Limits) -> dict[str, Any]:
                     {"type": "string", "enum": list(OUTPUT_FORMATS)},
                     {"type": "string", "pattern": f"^({one})(,({one}))+$"},
                 ],
+                "x-needs-dicom": list(DICOM_FORMATS),
                 "description": f"Output format of the result: {files}. Several formats, separated by commas, are "
                 "returned as one zip with a folder named after each format. If the field is omitted, the first of "
                 "these media types in the Accept header decides; without one, the format is `nifti` for a volume in "

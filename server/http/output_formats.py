@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from semiseg.errors import InputError
-from semiseg.outputs.formats import FORMAT_TRAITS, OUTPUT_FORMATS, RESULTS_MEDIA_TYPE, OutputFormat
-from semiseg.outputs.writers import resolve_format
+from semiseg.outputs.format_selection import resolve_format
+from semiseg.outputs.formats import OUTPUT_FORMATS, RESULTS_MEDIA_TYPE, OutputFormat, find_format
 from semiseg.volumes.scan import Scan
 from server.http.limits import ApiError
 from server.http.model import ServedModel
@@ -27,7 +27,7 @@ def requested_formats(field: str, accept: str) -> tuple[OutputFormat, ...]:
         return parse_formats(field)
     types = _accepted(accept)
     # Wildcards and other media types select no format.
-    return tuple(kind for wanted in types for kind, form in FORMAT_TRAITS.items() if form.media_type == wanted)[:1]
+    return tuple(form for wanted in types for form in OUTPUT_FORMATS.values() if form.media_type == wanted)[:1]
 
 
 def wants_report(accept: str) -> bool:
@@ -45,15 +45,13 @@ def parse_formats(field: str) -> tuple[OutputFormat, ...]:
     Raises:
         ApiError: 400, a name is unknown or empty.
     """
-    names = dict.fromkeys(name.strip() for name in field.split(","))
-    found = tuple(kind for name in names for kind in OUTPUT_FORMATS if kind == name)
-    if len(found) < len(names):
+    found = dict.fromkeys(find_format(name.strip()) for name in field.split(","))
+    *others, last = OUTPUT_FORMATS
+    if None in found:
         raise ApiError(
-            400,
-            f"The field `answer` must be {', '.join(OUTPUT_FORMATS[:-1])} or {OUTPUT_FORMATS[-1]}, or several of them "
-            "separated by commas.",
+            400, f"The field `answer` must be {', '.join(others)} or {last}, or several of them separated by commas."
         )
-    return found
+    return tuple(output_format for output_format in found if output_format is not None)
 
 
 def formats_for_scan(asked: Sequence[OutputFormat], scan: Scan, model: ServedModel) -> tuple[OutputFormat, ...]:
@@ -63,7 +61,9 @@ def formats_for_scan(asked: Sequence[OutputFormat], scan: Scan, model: ServedMod
         ApiError: 400, a format cannot be made from this scan, or cannot hold the model's segments.
     """
     try:
-        return tuple(resolve_format(kind, scan.series, model.segmenter.manifest) for kind in asked or (None,))
+        names: list[str | None] = [output_format.name for output_format in asked]
+        names = names or [None]  # the default of the scan
+        return tuple(resolve_format(name, scan.series, model.segmenter.manifest) for name in names)
     except InputError as error:
         raise ApiError(400, str(error)) from error
 
@@ -71,10 +71,10 @@ def formats_for_scan(asked: Sequence[OutputFormat], scan: Scan, model: ServedMod
 def pack_files(files: Mapping[OutputFormat, Path], *, with_report: bool = False) -> tuple[bytes, str, str]:
     """Return the body, the media type and the file name of a result; several files, or a report, make a zip."""
     if len(files) == 1 and not with_report:
-        ((kind, path),) = files.items()
-        return path.read_bytes(), FORMAT_TRAITS[kind].media_type, FORMAT_TRAITS[kind].file_name
+        ((output_format, path),) = files.items()
+        return path.read_bytes(), output_format.media_type, output_format.file_name
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w") as archive:
-        for kind, path in files.items():
-            archive.writestr(zipfile.ZipInfo(f"{kind}/{FORMAT_TRAITS[kind].file_name}"), path.read_bytes())
+        for output_format, path in files.items():
+            archive.writestr(zipfile.ZipInfo(f"{output_format.name}/{output_format.file_name}"), path.read_bytes())
     return body.getvalue(), RESULTS_MEDIA_TYPE if with_report else ZIP_MEDIA_TYPE, "answers.zip"

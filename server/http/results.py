@@ -12,7 +12,7 @@ from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.inference.sliding_window import Progress, Timing
-from semiseg.outputs.formats import FORMAT_TRAITS, OutputFormat
+from semiseg.outputs.formats import OUTPUT_FORMATS, OutputFormat
 from semiseg.outputs.report import Report
 from semiseg.outputs.viewer_bundle import read_report, read_segmentation
 from semiseg.predicting.prediction import Prediction
@@ -69,7 +69,7 @@ def segment_scan(
         timing.add("reading", clock)
         prediction = model.predictor.predict_scan(
             scan,
-            probabilities=any(FORMAT_TRAITS[kind].probabilities for kind in kinds),
+            probabilities=any(kind.needs_probabilities for kind in kinds),
             progress=progress,
             cancelled=cancelled,
             timing=timing,
@@ -82,15 +82,15 @@ def convert_result(scan_request: SegmentationRequest, case: Path, folder: Path) 
 
     Args:
         scan_request: Request with the segmented scan, in ``folder``, and the output formats.
-        case: Result in the output format ``case``, a viewer bundle.
+        case: Result in the output format ``viewer-bundle``.
         folder: Folder for unpacking and for the result.
 
     Raises:
         ApiError: 400, a format cannot be made from this scan or needs probabilities, which a viewer bundle does not
             contain, or the model was replaced since; 422, the scan lacks data that the format needs.
     """
-    if probable := [kind for kind in scan_request.formats if FORMAT_TRAITS[kind].probabilities]:
-        words = f"A job does not keep the probabilities that {probable[0]} needs; send the scan again for it."
+    if probable := [kind for kind in scan_request.formats if kind.needs_probabilities]:
+        words = f"A job does not keep the probabilities that {probable[0].name} needs; send the scan again for it."
         raise ApiError(400, words)
     model, manifest, timing = scan_request.model, scan_request.model.segmenter.manifest, Timing()
     with _in_the_callers_words(scan_request, folder):
@@ -113,9 +113,9 @@ def _written(
 ) -> EncodedResult:
     report = prediction.report
     files: dict[OutputFormat, Path] = {}
-    for kind in dict.fromkeys((*kinds, "json") if with_report else kinds):
-        (folder / kind).mkdir()
-        files[kind] = folder / kind / FORMAT_TRAITS[kind].file_name
+    for kind in dict.fromkeys((*kinds, OUTPUT_FORMATS["json"]) if with_report else kinds):
+        (folder / kind.name).mkdir()
+        files[kind] = folder / kind.name / kind.file_name
         prediction.write(files[kind], kind)
     clock = time.perf_counter()
     body, media_type, name = pack_files(files, with_report=with_report)

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from semiseg.errors import InputError, VolumeError
+from semiseg.outputs.format_selection import format_from_path
 from semiseg.outputs.nrrd import write_nrrd, write_seg_nrrd
-from semiseg.outputs.writers import format_from_path
 from semiseg.volumes.formats.nrrd_header import parse_nrrd
 from semiseg.volumes.image_files import read_image_file
 from semiseg.volumes.nifti import read_labels
@@ -186,7 +186,7 @@ def test_any_overlapping_segments_come_back_from_their_layers(
     ],
 )
 def test_the_suffix_says_which_of_both_is_meant(name: str, asked: str | None, kind: str) -> None:
-    assert format_from_path(Path(name), asked) == kind
+    assert format_from_path(Path(name), asked).name == kind
     with pytest.raises(InputError, match=r"named \.seg\.nrrd"):
         format_from_path(Path("a.nrrd"), "seg-nrrd")
 

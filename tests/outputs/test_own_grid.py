@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.inference.segmenter import Segmenter
+from semiseg.outputs.formats import OUTPUT_FORMATS, FormatInput
 from semiseg.outputs.report import ModelIdentity, Report
-from semiseg.outputs.writers import write_result
 from semiseg.volumes.scan import open_scan
 from tests.bundles import expected_mask, make_threshold_bundle, scan_array
 from tests.grids import AXIS_ORIENTATIONS, make_affine
@@ -81,7 +81,7 @@ def test_the_mask_lies_on_the_scans_own_voxels(
     report = Report.from_segmentation(
         found, ModelIdentity.from_manifest(segmenter.manifest, "0" * 64), scan, (), windows=1, seconds={}
     )
-    write_result(target, "nifti", found, report, series=None, source=source)
+    OUTPUT_FORMATS["nifti"].write(target, FormatInput(found, report, source=source))
 
     sent, mask = nib.load(source), nib.load(target)
     assert mask.shape == sent.shape

@@ -12,7 +12,7 @@ import pydicom
 import pytest
 
 import semiseg
-from semiseg.outputs.formats import FORMAT_TRAITS, OUTPUT_FORMATS
+from semiseg.outputs.formats import OUTPUT_FORMATS
 from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
 from tests.bundles import expected_mask, make_threshold_bundle, scan_array
@@ -57,7 +57,7 @@ def test_every_output_format_is_saved_from_one_pass_over_a_series(
 ) -> None:
     prediction = model.predict(series, probabilities=True)
     for kind in OUTPUT_FORMATS:
-        path = prediction.save(tmp_path / f"{kind}{FORMAT_TRAITS[kind].suffixes[0]}", format=kind)
+        path = prediction.save(tmp_path / f"{kind}{OUTPUT_FORMATS[kind].suffixes[0]}", format=kind)
         assert path.stat().st_size > 0
     modalities = {kind: pydicom.dcmread(tmp_path / f"{kind}.dcm").Modality for kind in ("seg", "rtstruct", "sr")}
     assert modalities == {"seg": "SEG", "rtstruct": "RTSTRUCT", "sr": "SR"}

@@ -104,7 +104,7 @@ def test_client_reads_from_the_body_what_the_headers_leave_out(server, series):
     remarks = tuple((remark["code"], remark["text"]) for remark in report["remarks"])
     assert len(millilitres) == 14 and any(len(text) > MAX_HEADER_BYTES for _, text in remarks)
     with Client(server.url) as client:
-        for kind in (None, "seg", "nifti", "json", "overlay", "case"):
+        for kind in (None, "seg", "nifti", "json", "overlay", "viewer-bundle"):
             answer = client.ask(series, kind)
             assert (answer.millilitres, answer.remarks) == (millilitres, remarks), kind
             assert answer.model["name"] == "Ä" * 64 and answer.seconds["upload"] > 0

@@ -45,7 +45,7 @@ def test_job_is_submitted_watched_fetched_and_deleted(bundle, scan, slow_scan, t
         told: list[JobStatus] = []
         done = client.wait(client.submit(slow_scan, "nifti").id, told.append, every=0.1)
         assert done.state == "done" and any(0 < job.windows_done < job.windows_total for job in told)
-        job = client.wait(client.submit(scan, "case").id)
+        job = client.wait(client.submit(scan, "viewer-bundle").id)
         answer = client.ask(scan, "nifti")
         assert client.result(job.id, "nifti").body == answer.body
         assert client.stop(job.id).state == client.forget(job.id).state == "done"

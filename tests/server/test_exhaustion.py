@@ -151,7 +151,7 @@ def test_full_disk_is_a_507_with_a_sentence_and_nothing_is_left(bundle, small_di
         wait(server, done)
         ballast = fill(small_disk, leave=leave)
         for path in ("segment", "jobs"):
-            for fields in ({"answer": "nifti"}, {"answer": "case"}):
+            for fields in ({"answer": "nifti"}, {"answer": "viewer-bundle"}):
                 answer = server.http.post(f"{server.url}/{path}", files={"scan": scan}, data=fields)
                 assert answer.status_code == 507, (path, fields, answer.text)
                 assert "disk" in answer.json()["error"] and int(answer.headers["retry-after"]) > 0
@@ -172,7 +172,7 @@ def test_disk_that_is_full_once_the_upload_is_there_loses_no_job(bundle, small_d
         accepted = []
         ballast = fill(small_disk, leave=leave)
         for seed in range(8):
-            job = post(server, nifti(seed), answer="case")
+            job = post(server, nifti(seed), answer="viewer-bundle")
             assert job.status_code in (202, 507), job.text
             accepted += [job.json()["id"]] if job.status_code == 202 else []
             assert server.segment(nifti(seed)).status_code in (200, 507)

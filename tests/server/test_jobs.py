@@ -335,7 +335,7 @@ def test_case_is_answered_in_other_forms_without_the_network(server):
     server.http.delete(f"{server.url}/jobs/{job}")
     plain = post(server, scan, answer="json").json()["id"]
     wait(server, plain)
-    assert "case" in server.get(f"/jobs/{plain}/result?answer=nifti").json()["error"]
+    assert "viewer-bundle" in server.get(f"/jobs/{plain}/result?answer=nifti").json()["error"]
 
 
 def test_one_clients_jobs_do_not_go_before_all_of_anothers(bundle, tmp_path):

@@ -220,7 +220,7 @@ def test_downloads_are_the_answers_of_the_interface(browser, server, series):
         assert ours.get("PixelData") == theirs.get("PixelData")
     fractional = pydicom.dcmread(io.BytesIO(saved(browser, "seg-fractional", "segmentation.dcm")))
     assert fractional.SegmentationType == "FRACTIONAL"  # no case keeps it: the page sent the scan once more
-    with zipfile.ZipFile(io.BytesIO(saved(browser, "case", "case.zip"))) as archive:
+    with zipfile.ZipFile(io.BytesIO(saved(browser, "viewer-bundle", "viewer-bundle.zip"))) as archive:
         assert {"scan.nii.gz", "mask.nii.gz", "report.json", "axial-01.png"} <= set(archive.namelist())
     assert not browser.find_elements("css selector", "#remarks:not([hidden]) li")
 
@@ -229,7 +229,7 @@ def test_forms_that_a_nifti_file_cannot_have_are_not_offered(browser, server, tm
     upload(browser, server, a_scan(tmp_path))
     drawn(browser)
     kinds = {b.get_attribute("data-kind") for b in browser.find_elements("css selector", "#downloads button")}
-    assert kinds == {"nifti", "nifti-labelmap", "json", "case", "seg-nrrd", "nrrd"}
+    assert kinds == {"nifti", "nifti-labelmap", "json", "viewer-bundle", "seg-nrrd", "nrrd"}
 
 
 def test_progress_is_shown_and_a_scan_can_be_stopped(browser, server, tmp_path):

@@ -27,7 +27,7 @@ from semiseg.outputs.dicom_overlay import segmentation_to_overlays
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
 from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.outputs.dicom_sr import segmentation_to_sr
-from semiseg.outputs.formats import SegmentationType
+from semiseg.outputs.formats.dicom import SegmentationType
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
 from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import DicomSeries, read_series

@@ -11,7 +11,7 @@ const KEPT = 50; // maximum number of cases in the history
 const SOON = 500; // milliseconds between polls of the selected case
 const LATER = 3000; // milliseconds between polls of the other cases
 const at = (id) => document.getElementById(id);
-const server = { models: [], jobs: false, kinds: [] };
+const server = { models: [], jobs: false, kinds: [], dicomKinds: [] };
 const cases = [];
 let current = null;
 let viewer = null;
@@ -25,6 +25,7 @@ async function begin() {
     server.jobs = "/jobs" in document_.paths;
     const form = document_.paths["/segment"].post.requestBody.content["multipart/form-data"].schema;
     server.kinds = form.properties.answer.anyOf[0].enum;
+    server.dicomKinds = form.properties.answer["x-needs-dicom"];
   } catch (error) {
     at("key-form").hidden = !(error instanceof Refused && error.status === 401);
     at("form").hidden = !at("key-form").hidden;
@@ -86,7 +87,7 @@ async function live(one) {
     tell(one, one.sent ? "running" : "sending", done, total, "");
   };
   try {
-    const form = () => formOf(one.files, one.model, "case");
+    const form = () => formOf(one.files, one.model, "viewer-bundle");
     if (server.jobs) {
       const same = crypto.getRandomValues(new Uint32Array(4)).join("-");
       const post = () => upload("jobs", form(), sent, one.stop.signal, same);
@@ -228,7 +229,8 @@ async function show(one, mine) {
   const model = server.models.find(({ identity }) => identity.sha256 === report.model.sha256);
   const segments = model ? model.segments : report.segments.map((s) => ({ ...s, colour: [230, 60, 60], values: [] }));
   at("case").hidden = false;
-  showFacts(report, segments, server.kinds, shown, (kind, button) => save(one, kind, button));
+  const kinds = server.kinds.filter((kind) => report.series || !server.dicomKinds.includes(kind));
+  showFacts(report, segments, kinds, shown, (kind, button) => save(one, kind, button));
   const opened = await makeViewer(at("viewer"), one.case, report, segments);
   if (mine !== turn) {
     opened.close();

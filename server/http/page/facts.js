@@ -1,6 +1,6 @@
 // The panel beside the viewer: warnings, volumes and downloads. Data from files and the server is inserted as text.
 
-import { DICOM, FORMS } from "./words.js";
+import { FORMS } from "./words.js";
 
 const at = (id) => document.getElementById(id);
 
@@ -19,13 +19,13 @@ export function seconds(value) {
 }
 
 /** Shows warnings, volumes, skipped series and downloads; `toggled` is called when a segment is switched on or off,
- * `wanted` when an output format is requested. */
+ * `wanted` when one of the output formats `kinds` is requested. */
 export function showFacts(report, segments, kinds, toggled, wanted) {
   items("remarks", report.remarks.map((remark) => made("li", remark.text, { "data-code": remark.code })));
   const out = report.selection.filter((series) => series.channel === null);
   items("left-out", out.map((series) => made("li", `${series.description || series.uid}: ${series.reason}`)));
   table(report, segments, toggled);
-  downloads(kinds.filter((kind) => report.series || !DICOM.includes(kind)), wanted);
+  downloads(kinds, wanted);
   at("model-told").textContent =
     `Segmented by ${report.model.name} (${report.model.method}, ${report.model.precision}) in ` +
     `${report.windows} windows, ${seconds(Object.values(report.seconds).reduce((a, b) => a + b, 0))}. ${report.notice}.`;

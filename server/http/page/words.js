@@ -18,8 +18,7 @@ export const FORMS = {
   sr: "DICOM SR",
   overlay: "DICOM images with outlines",
   json: "JSON report",
-  case: "Viewer bundle",
+  "viewer-bundle": "Viewer bundle",
   "seg-nrrd": "3D Slicer segmentation",
   nrrd: "NRRD mask",
 };
-export const DICOM = ["seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay"];
