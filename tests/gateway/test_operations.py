@@ -163,7 +163,9 @@ def test_do_it_again(case: Case) -> None:
         case.run(command)
         case.wait_for("delivered", number)
         case.idle()
-    assert len(case.archive.received) == 3 and len(case.gateway.audit("segmented")) == 2
+    # On a slow machine an attempt may end before its confirmation arrives; the archive then receives the object again.
+    assert len(case.gateway.audit("delivered")) == 3 <= len(case.archive.received)
+    assert len(case.gateway.audit("segmented")) == 2
     case.words["STUDY"] = "ACC-2"
     case.run(decide)
     wait_until(lambda: len(case.gateway.audit("decided")) == 2)
