@@ -10,7 +10,7 @@ import pytest
 
 from semiseg.engines.openvino import import_openvino
 from semiseg.errors import InputError
-from semiseg.outputs import writers
+from semiseg.outputs.formats import OUTPUT_FORMATS, base
 from semiseg.predicting.ray_cluster import segment_on_cluster
 
 PAGE = " ".join((Path(__file__).resolve().parents[2] / "docs" / "installing.md").read_text(encoding="utf-8").split())
@@ -37,10 +37,10 @@ def test_what_is_said_without_ray_is_on_the_page(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_said_without_highdicom_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writers, "find_spec", lambda name: None)
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(InputError) as refused:
-        writers._need_highdicom("seg")
-    assert_quoted(refused.value, up_to=", or ask")
+        OUTPUT_FORMATS["seg"].check_installed()
+    assert_quoted(refused.value, up_to=", or use")
 
 
 def test_what_the_gateway_says_elsewhere_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def test_what_cannot_be_distilled_is_refused_and_nothing_is_written(
     assert "name it with --data" in capsys.readouterr().err
     shutil.rmtree(forgetful)
     larger = "{kind: unet, channels: [8, 16]}"
-    with pytest.raises(ExportError, match="nothing is won"):
+    with pytest.raises(ExportError, match="it must be smaller"):
         distil(tiny_run.folder, larger, tmp_path / "run", data=tiny_run.data)
     other = shutil.copytree(tiny_run.data, tmp_path / "other")
     shutil.rmtree(other / "imagesTr")

@@ -25,7 +25,7 @@ from semiseg.bundle.bundle import open_bundle
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Precision
 from semiseg.engines.engine import Engine
-from semiseg.engines.hardware import BF16_INSTRUCTIONS, has_instructions
+from semiseg.engines.hardware import BF16_INSTRUCTIONS, INT8_INSTRUCTIONS, has_instructions
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.openvino import OpenVinoEngine
 from tests.runs import TinyRun
@@ -144,9 +144,11 @@ def test_int8_keeps_the_first_and_the_last_convolution_and_nearly_the_logits(
     scales = [t for t in model.graph.initializer if t.name.endswith("weight_scale")]
     assert any(len(t.dims) == 1 and t.dims[0] > 1 for t in scales), "one scale for each output channel"
     exact, small = engine(graph, threads=1), engine(tmp_path / "int8.onnx", threads=1)  # type: ignore[call-arg]
+    # Without 8-bit dot products (VNNI), processors add pairs of products in 16 bits, where they saturate.
+    equal = 0.97 if has_instructions(INT8_INSTRUCTIONS) else 0.9
     for window in windows(9)[6:]:
         found, expected = logits(small, window), logits(exact, window)
-        assert np.mean(found.argmax(1) == expected.argmax(1)) > 0.97
+        assert np.mean(found.argmax(1) == expected.argmax(1)) > equal
         assert np.abs(found - expected).max() > 0
 
 

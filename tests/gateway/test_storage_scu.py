@@ -53,7 +53,7 @@ def test_success_warning_and_duplicate_are_delivered_in_one_association(files: l
         (0x0124, "Not Authorized"),
         (0x0110, "Processing Failure"),
         (0x0117, "Invalid SOP Instance"),
-        (0xFF00, "lacks"),
+        (0xFF00, "not defined by the standard"),
     ],
 )
 def test_refusal_is_told_with_the_name_of_its_status_and_the_archive(files: list[Path], status: int, name: str) -> None:

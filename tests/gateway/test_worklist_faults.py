@@ -77,7 +77,7 @@ def test_workitem_that_the_manager_gives_to_somebody_else_is_let_go(
             wait_until(lambda: gateway.status()["held_up"], describe=lambda: gateway.output)
             manager.items[uid].TransactionUID = "1.2.3"
             wait_until(lambda: not gateway.status()["workitems"], describe=lambda: gateway.output)
-            assert "somebody else" in gateway.audit("workitem lost")[0]["why"]
+            assert "another performer" in gateway.audit("workitem lost")[0]["why"]
         assert manager.state(uid) == "IN PROGRESS" and manager.items[uid].TransactionUID == "1.2.3"
 
 

@@ -154,7 +154,7 @@ def test_graph_that_breaks_the_manifests_promise_ends_the_server(tmp_path):
     good = make_threshold_bundle(tmp_path / "good")
     manifest = good.manifest.model_copy(update={"segments": good.manifest.segments[:1]})
     bad = _bundle_with(tmp_path / "bad", manifest, good.model.read_bytes())
-    assert "promises" in assert_refused(bad.folder, tmp_path / "process")
+    assert "the manifest specifies" in assert_refused(bad.folder, tmp_path / "process")
 
 
 def test_server_runs_with_only_its_temporary_folder_writable(tmp_path):

@@ -120,7 +120,7 @@ def test_a_run_that_began_with_weights_needs_them_no_more(dataset: Dataset, tmp_
 def test_what_only_a_3d_student_has_is_refused() -> None:
     with pytest.raises(RecipeError, match="deep_supervision: mn_2d trains a 2D network"):
         build_method(two_d(SCRATCH, {"deep_supervision": 1.0}))
-    with pytest.raises(RecipeError, match="start: mn_2d begins with"):
+    with pytest.raises(RecipeError, match="init_from: mn_2d starts from"):
         build_method(two_d(SCRATCH, {"init_from": "run"}))
     for method in ("mn_2d", "cfr_ft"):
         recipe = make_recipe_for(method, PATCH)

@@ -67,7 +67,7 @@ def test_slices_stand_row_by_row_behind_the_empty_cells() -> None:
 
 
 def test_slices_that_do_not_fit_are_refused_with_their_number() -> None:
-    with pytest.raises(RecipeError, match=r"holds 36 slices of 160 x 160 voxels, and a patch of .* has 64"):
+    with pytest.raises(RecipeError, match=r"holds 36 slices of 160 x 160 voxels, but a patch of .* has 64"):
         make_slice_mosaic((160, 160, 64), 2, 1024)
     with pytest.raises(RecipeError, match="holds 0 slices"):
         make_slice_mosaic((200, 10, 10), 2, 128)

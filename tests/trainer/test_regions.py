@@ -41,7 +41,7 @@ def test_every_method_learns_regions(tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize(
     ("regions", "words"),
     [
-        ({"whole": [1, 7]}, "holds the value 7"),
+        ({"whole": [1, 7]}, "contains the value 7"),
         ({f"r{k}": [1] for k in range(9)}, "at most 8"),
     ],
 )

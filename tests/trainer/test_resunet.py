@@ -69,8 +69,8 @@ def test_weights_that_may_not_be_used_or_do_not_fit_are_refused(tmp_path, licenc
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"finetune": "lora"}, "LoRA"),
-        ({"config": {"depths": [1, 1, 1, 1]}}, "SegFormer's"),
+        ({"finetune": "lora"}, "finetune: lora"),
+        ({"config": {"depths": [1, 1, 1, 1]}}, "is for SegFormer"),
         ({"weights": {"hub": "somebody/resnet50"}}, "folder"),
     ],
 )

@@ -27,7 +27,7 @@ from server.labelling.store import LabelStore
 from tests.server.labelling.datasets import random_new_label
 store = LabelStore(Path(sys.argv[1]))
 for seed in range(int(sys.argv[2]), int(sys.argv[2]) + 1000):
-    record = store.add(f"s{seed % 3}", drawn(seed), tag="final", who="anna", info={"seed": seed})
+    record = store.add(f"s{seed % 3}", random_new_label(seed), tag="final", who="anna", info={"seed": seed})
     print(seed, record.version, flush=True)
 """
 

@@ -86,7 +86,7 @@ def test_a_training_outlives_the_server_and_its_model_is_used_if_it_is_not_worse
         wait_until(lambda: status(server)["status"] != "RUNNING", LONG, lambda: output(server, "0002"))
         assert status(server)["status"] == "DONE", output(server, "0002")
         assert read_request(state / "training" / "0002").start_from == "training/0001/run"
-        assert "start: " in (state / "training" / "0002" / "run" / "recipe.yaml").read_text(encoding="utf-8")
+        assert "init_from: " in (state / "training" / "0002" / "run" / "recipe.yaml").read_text(encoding="utf-8")
         second = json.loads((state / "training" / "0002" / "decision.json").read_text(encoding="utf-8"))
         assert (
             second["accepted"]
