@@ -140,7 +140,11 @@ def test_list_that_cannot_be_meant_is_refused(tmp_path: Path, content: str | Non
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--server", "http://a"], "neither a server"), (["--answer", "none"], "--answer is"), (["--strict"], "one scan")],
+    [
+        (["--server", "http://a"], "neither a server"),
+        (["--answer", "none"], "output format can be nifti"),
+        (["--strict"], "one scan"),
+    ],
 )
 def test_options_that_do_not_go_with_a_list_are_refused(
     scans: list[Path], tmp_path: Path, options: list[str], words: str
