@@ -34,7 +34,7 @@ from semiseg.inference.segmenter import SlidingWindowOptions
 from semiseg.system.durable_files import replace_file
 from trainer.checkpoints import RunFolder
 from trainer.comparison import Trial
-from trainer.recipe import find_recipe
+from trainer.recipe_files import find_recipe
 
 CALIBRATION_UPDATES = 64  # updates of the short run
 Report = Callable[[str], None]

@@ -177,7 +177,7 @@ def _predict_locally(
         def show(done: int, total: int) -> None:
             told(done, total, "segmenting")
 
-        prediction = opened.predict_files(asked.files, asked.output_format.name, asked.wishes, show)
+        prediction = opened.predict_files(asked.files, asked.output_format, asked.wishes, show)
         prediction.write(asked.out, asked.output_format)
     _print_result(asked.out, prediction.volumes, prediction.timing.seconds, prediction.warnings)
 

@@ -49,7 +49,7 @@ def train(
     from trainer.loop import train as run_training
     from trainer.parallel import shut_down
     from trainer.plan import make_plan
-    from trainer.recipe import find_recipe, read_document
+    from trainer.recipe_files import find_recipe, read_document
     from trainer.recipe_planning import PlanningContext
     from trainer.time_estimate import parse_duration
 

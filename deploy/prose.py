@@ -125,6 +125,9 @@ def check_file(path: Path) -> Iterator[str]:
             docstring = ast.get_docstring(node)
             if docstring:
                 described += descriptions_of(docstring, node.body[0].lineno)
+                for number, row in enumerate(docstring.splitlines(), node.body[0].lineno):
+                    if row.startswith(" ") and row.strip() in SECTIONS:
+                        yield f"{path}:{number}: {row.strip()} is indented, and would belong to the section before it."
         if isinstance(node, ast.Call):
             for keyword in node.keywords:
                 text = keyword.value.value if isinstance(keyword.value, ast.Constant) else None

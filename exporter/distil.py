@@ -18,7 +18,8 @@ from trainer.loop import train
 from trainer.network_configs import count_parameters, parse_network_config
 from trainer.network_configs.convolutional import UNetConfig
 from trainer.plan import make_plan
-from trainer.recipe import Recipe, make_recipe
+from trainer.recipe import Recipe
+from trainer.recipe_files import make_recipe
 
 CHANNEL_DIVISORS = {"small": 2, "tiny": 4}
 """Divisor of the numbers of channels, by the name of the size."""

@@ -11,7 +11,7 @@ from semiseg.dataset import load_dataset, make_split
 from semiseg.phantoms.writers import write_dataset
 from trainer.loop import train
 from trainer.plan import make_plan
-from trainer.recipe import make_recipe
+from trainer.recipe_files import make_recipe
 
 WINDOW = (16, 16, 8)
 NARROW_WINDOW = (16, 8, 8)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from semiseg.bundle.bundle import read_manifest
 from semiseg.system.durable_files import atomic_file, replace_file
 from trainer.errors import RecipeError, RunError
-from trainer.recipe import make_recipe
+from trainer.recipe_files import make_recipe
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.safetensors"

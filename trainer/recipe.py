@@ -1,11 +1,10 @@
-"""Recipes: the settings that determine what a run computes, in one validated YAML file."""
+"""Recipes: the settings that determine what a run computes; :mod:`trainer.recipe_files` reads them from YAML."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from semiseg.bundle.manifest import Overlap
@@ -13,7 +12,6 @@ from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
 from semiseg.bundle.variant import Gate
 from semiseg.errors import validation_message
-from semiseg.renamed_keys import rename_keys, rename_values
 from semiseg.volumes.segmentation import ConceptCode
 from semiseg.volumes.series_rules import SeriesRule
 from trainer.errors import RecipeError
@@ -23,12 +21,6 @@ Positive = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=4096)]  # voxels; the manifest's limit
 ByteValue = Annotated[int, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-RENAMED_KEYS = {"start": "init_from"}
-"""Present names of the keys of a recipe, by their former names."""
-RENAMED_KINDS = {"outside": "custom", "canvas": "slice_mosaic"}
-"""Present names of kinds of networks, by their former names."""
 
 
 class Section(BaseModel):
@@ -221,7 +213,7 @@ class Recipe(Section):
         precision: ``bf16`` or ``fp16`` for mixed precision, or ``fp32``. ``fp16`` needs a GPU; on a CPU, ``bf16`` keeps
             convolutions in float32.
         memory_format: Order of the values of a convolution in memory. ``channels_last`` makes training on a processor
-            1.1 to 1.5 times as fast; ``contiguous`` is PyTorch's default.
+            about 1.1 times as fast (docs/results/throughput); ``contiguous`` is PyTorch's default.
         accumulate: Number of parts into which each batch is split; they are processed one after the other to save
             memory. Losses that pool over the batch (Dice) are then pooled over each part.
         workers: Number of processes that make patches ahead of the training. ``auto`` starts none on a CPU, and on a
@@ -326,82 +318,3 @@ class Recipe(Section):
         if self.patch == "auto":
             raise RecipeError("The patch is decided when the dataset is known; see trainer.plan.make_plan.")
         return self.patch
-
-
-def read_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
-    """Read a recipe and apply ``--set key=value`` changes to it (``methods.mn.teacher.finetune=whole``).
-
-    Raises:
-        RecipeError: The file cannot be read or is not YAML, or a value is invalid; the message names the key.
-    """
-    return make_recipe(read_document(path, changes), source=str(path))
-
-
-def read_document(path: Path, changes: list[str] | None = None) -> dict[str, Any]:
-    """Read a recipe from YAML and apply changes, without validation: keys may be left open (``auto``).
-
-    Raises:
-        RecipeError: The file cannot be read or is not YAML, or a change is malformed.
-    """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(document, dict):
-        raise RecipeError(f"The recipe {path} does not consist of `key: value` lines.")
-    return apply_changes(document, changes or [])
-
-
-def apply_changes(document: dict[str, Any], changes: list[str]) -> dict[str, Any]:
-    """Apply ``--set key=value`` changes to a document in place and return it.
-
-    Raises:
-        RecipeError: A change is malformed.
-    """
-    for change in changes:
-        key, separator, text = change.partition("=")
-        if not separator or not key:
-            raise RecipeError(f"`--set {change}` does not have the form key=value.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise RecipeError(f"`--set {change}`: {text!r} is not a YAML value.") from None
-        _set(document, key.split("."), value, change)
-    return document
-
-
-def make_recipe(document: dict[str, Any], changes: list[str] | None = None, *, source: str = "the recipe") -> Recipe:
-    """Validate a recipe given as a mapping; see :func:`read_recipe`."""
-    document = apply_changes(document, changes or [])
-    document = rename_values(rename_keys(document, RENAMED_KEYS, source), "kind", RENAMED_KINDS, source)
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        raise RecipeError(f"In {source}: {validation_message(error)}.") from None
-
-
-def _set(document: dict[str, Any], keys: list[str], value: Any, change: str) -> None:
-    place = document
-    for key in keys[:-1]:
-        place = place.setdefault(key, {})
-        if not isinstance(place, dict):
-            raise RecipeError(f"`--set {change}`: {key!r} is a value, not a section.")
-    place[keys[-1]] = value
-
-
-def find_recipe(name: str) -> Path:
-    """Find a recipe file by its path, or one of the recipes shipped with semiseg by its name.
-
-    Raises:
-        RecipeError: There is no such file or shipped recipe.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = Path(__file__).parent / "recipes"
-    if (shipped / f"{name}.yaml").is_file():
-        return shipped / f"{name}.yaml"
-    names = ", ".join(sorted(p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml")))
-    raise RecipeError(f"There is no recipe file {name}, and semiseg ships no recipe of that name (it has: {names}).")

@@ -11,7 +11,8 @@ from semiseg.dataset import Dataset, Split
 from trainer.errors import RecipeError
 from trainer.plan import ProgressCallback, TrainingPlan, make_plan
 from trainer.planning_facts import MachineFacts, collect_dataset_facts
-from trainer.recipe import Recipe, make_recipe
+from trainer.recipe import Recipe
+from trainer.recipe_files import make_recipe
 from trainer.recipe_rules import RecipeDecision, decide_open_keys, open_keys, read_key, write_key
 from trainer.scan_facts import ScanFacts, collect_scan_facts
 from trainer.time_estimate import TimeEstimate, TimeEstimator, format_duration

@@ -33,7 +33,7 @@ def format_from_path(path: Path, asked: str | None = None) -> OutputFormat:
     )
 
 
-def resolve_format(asked: str | None, series: DicomSeries | None, manifest: Manifest) -> OutputFormat:
+def resolve_format(asked: OutputFormat | str | None, series: DicomSeries | None, manifest: Manifest) -> OutputFormat:
     """Return the requested output format, or the default: DICOM SEG for a DICOM series, NIfTI for a volume in one file.
 
     Raises:
@@ -50,13 +50,15 @@ def resolve_format(asked: str | None, series: DicomSeries | None, manifest: Mani
     return output_format
 
 
-def require_format(name: str) -> OutputFormat:
-    """Return the output format of a name.
+def require_format(asked: OutputFormat | str) -> OutputFormat:
+    """Return the output format of a name; a format is returned as it is.
 
     Raises:
         InputError: There is no such format; the message lists all.
     """
-    found = find_format(name)
+    if isinstance(asked, OutputFormat):
+        return asked
+    found = find_format(asked)
     if found is None:
-        raise InputError(f"The output format can be {', '.join(OUTPUT_FORMATS)}; {name[:40]!r} is none of these.")
+        raise InputError(f"The output format can be {', '.join(OUTPUT_FORMATS)}; {asked[:40]!r} is none of these.")
     return found

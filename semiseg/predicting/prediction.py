@@ -111,7 +111,6 @@ class Prediction:
         """
         clock = time.perf_counter()
         scan = self.scan
-        if isinstance(output_format, str):
-            output_format = require_format(output_format)
-        output_format.write(path, FormatInput(self.segmentation, self.report, scan.series, scan.source, scan.grid))
+        data = FormatInput(self.segmentation, self.report, scan.series, scan.source, scan.grid)
+        require_format(output_format).write(path, data)
         self.timing.add("writing", clock)

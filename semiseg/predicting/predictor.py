@@ -15,6 +15,7 @@ from semiseg.inference.engine_selection import EngineSelection, choose_engine
 from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
 from semiseg.inference.sliding_window import Progress, Timing
 from semiseg.outputs.format_selection import resolve_format
+from semiseg.outputs.formats import OutputFormat
 from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.predicting.prediction import Prediction
 from semiseg.volumes.read_options import Paths, ReadOptions
@@ -125,7 +126,7 @@ class Predictor:
     def predict_files(
         self,
         files: Paths | Mapping[str, Paths],
-        format: str,  # noqa: A002 - the usual word
+        format: OutputFormat | str,  # noqa: A002 - the usual word
         options: ReadOptions | None = None,
         progress: Progress | None = None,
     ) -> Prediction:

@@ -15,7 +15,7 @@ from server.gateway.config_sources import PolledArchive as PolledArchive
 from server.gateway.config_sources import Sender as Sender
 from server.gateway.config_sources import WebListener as WebListener
 from server.gateway.config_types import AETitle, ConfigSection, Count, File, Seconds, Url
-from server.gateway.config_types import OutputFormat as OutputFormat
+from server.gateway.config_types import FormatName as FormatName
 from server.gateway.config_types import Tls as Tls
 from server.gateway.uids import UidRule
 from server.gateway.ups_config import Worklist, worklists_error
@@ -75,7 +75,7 @@ class RoutingRule(SeriesRule):
     senders: tuple[AETitle, ...] = ()
     whole_study: bool = False
     model: str | None = None
-    forms: Annotated[tuple[OutputFormat, ...], Field(min_length=1)] = ("seg",)
+    forms: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("seg",)
     to: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -141,7 +141,7 @@ class Destination(ConfigSection):
 
     dimse: DimseDestination | None = None
     web: WebDestination | None = None
-    forms: tuple[OutputFormat, ...] = ()
+    forms: tuple[FormatName, ...] = ()
     parallel: Annotated[int, Field(ge=1, le=16)] = 2
     connect_seconds: Seconds = 10.0
     answer_seconds: Seconds = 120.0
@@ -247,7 +247,7 @@ class GatewayConfig(ConfigSection):
         return self
 
 
-def formats_for(rule: RoutingRule, destination: Destination) -> tuple[OutputFormat, ...]:
+def formats_for(rule: RoutingRule, destination: Destination) -> tuple[FormatName, ...]:
     """Return the output formats of a rule that a destination accepts."""
     return tuple(form for form in rule.forms if not destination.forms or form in destination.forms)
 

@@ -12,9 +12,9 @@ from semiseg.outputs.formats import DICOM_FORMATS
 
 _VISIBLE = re.compile(r"[ -\[\]-~]+")
 if TYPE_CHECKING:
-    OutputFormat = str
+    FormatName = str
 else:
-    OutputFormat = Literal[DICOM_FORMATS]
+    FormatName = Literal[DICOM_FORMATS]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -18,16 +18,15 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # typ
 
 from semiseg.client import Client, RequestRejectedError, ServerBusyError, ServerFailureError
 from semiseg.errors import InputError, SemisegError
-from semiseg.outputs.formats import OUTPUT_FORMATS
-from semiseg.outputs.formats import OutputFormat as WrittenFormat
+from semiseg.outputs.formats import OUTPUT_FORMATS, OutputFormat
 from semiseg.system.durable_files import free_bytes
 from server.gateway import dimse_statuses, http_statuses
 from server.gateway.application_entity import AssociationFailed, NoContextAccepted, associate, create_application_entity
 from server.gateway.config import (
     Destination,
     DimseDestination,
+    FormatName,
     GatewayConfig,
-    OutputFormat,
     WebDestination,
     formats_for,
 )
@@ -149,7 +148,7 @@ def _server(url: str, key: str | None) -> tuple[str, list[str]]:
 
 
 def _dimse(
-    name: str, destination: Destination, to: DimseDestination, forms: list[OutputFormat], title: str
+    name: str, destination: Destination, to: DimseDestination, forms: list[FormatName], title: str
 ) -> Iterator[CheckResult]:
     what = f"destination {name} ({to.ae_title} at {to.host}:{to.port})"
     if trouble := _tls(to):
@@ -194,7 +193,7 @@ def _dimse(
         )
 
 
-def _header(output_format: WrittenFormat) -> Dataset:
+def _header(output_format: OutputFormat) -> Dataset:
     header = Dataset()
     header.SOPClassUID = output_format.sop_class
     header.file_meta = pydicom.dataset.FileMetaDataset()

@@ -22,7 +22,7 @@ from semiseg.client import (
 from semiseg.errors import Cancelled, InputError, SemisegError
 from semiseg.system.durable_files import replace_file
 from server.gateway import http_statuses
-from server.gateway.config import OutputFormat, Servers
+from server.gateway.config import FormatName, Servers
 from server.gateway.dicomweb import read_secret
 from server.gateway.server_pool import ServerPool
 
@@ -75,7 +75,7 @@ class _Request:
 
     key: str | None
     files: Sequence[Path]
-    forms: Sequence[OutputFormat]
+    forms: Sequence[FormatName]
     model: str | None
     stopped: Callable[[], bool]
 
@@ -110,7 +110,7 @@ class InferenceClient:
     def segment(
         self,
         files: Sequence[Path],
-        forms: Sequence[OutputFormat],
+        forms: Sequence[FormatName],
         model: str | None,
         folder: Path,
         stopped: Callable[[], bool],

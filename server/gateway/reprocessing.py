@@ -39,11 +39,11 @@ def reprocess(
         what: Work to repeat. By default a delivery is delivered, a segmentation or a series is segmented, and the rules
             are applied to a study.
 
-        Returns:
-            The waiting jobs, and a sentence for each piece of work that was not repeated.
+    Returns:
+        The waiting jobs, and a sentence for each piece of work that was not repeated.
 
-        Raises:
-            InputError: There is no such job, study or series, or nothing of it can be repeated now.
+    Raises:
+        InputError: There is no such job, study or series, or nothing of it can be repeated now.
     """
     named = queue.get(typed.strip())
     if named is not None and named.queue in (DELIVER, SEGMENT):
@@ -92,11 +92,11 @@ def refetch(
         typed: Study Instance UID, or another search term for a study that was fetched before.
         source: Name of the archive; required if there are several and the study was not fetched before.
 
-        Returns:
-            The waiting job.
+    Returns:
+        The waiting job.
 
-        Raises:
-            InputError: There is no such archive, the study's UID is unknown, or the study is being fetched.
+    Raises:
+        InputError: There is no such archive, the study's UID is unknown, or the study is being fetched.
     """
     typed = typed.strip()
     is_uid = re.fullmatch(r"[0-9]+(\.[0-9]+)+", typed) is not None and len(typed) <= 64
@@ -137,11 +137,11 @@ def redeliver(queue: Queue, state: Path, name: str) -> QueuedJob:
         state: The gateway's state folder.
         name: Identifier of the delivery job.
 
-        Returns:
-            The waiting job.
+    Returns:
+        The waiting job.
 
-        Raises:
-            InputError: There is no such delivery, it has not ended, or the result was deleted.
+    Raises:
+        InputError: There is no such delivery, it has not ended, or the result was deleted.
     """
     job = _ended_job(queue, name, DELIVER, "delivery")
     if not all((state / RESULTS_FOLDER / job.payload["of"] / file).exists() for file in job.payload["files"]):
@@ -157,11 +157,11 @@ def resegment(queue: Queue, state: Path, name: str) -> QueuedJob:
         state: The gateway's state folder.
         name: Identifier of the segmentation job.
 
-        Returns:
-            The waiting job.
+    Returns:
+        The waiting job.
 
-        Raises:
-            InputError: There is no such job, it or a delivery of its result has not ended, or the study was deleted.
+    Raises:
+        InputError: There is no such job, it or a delivery of its result has not ended, or the study was deleted.
     """
     job = _ended_job(queue, name, SEGMENT, "segmentation")
     _require_study(state, job.payload["study"], job.payload["files"])
@@ -185,12 +185,12 @@ def reapply_rules(queue: Queue, state: Path, study: str) -> QueuedJob:
         state: The gateway's state folder.
         study: Name of the study.
 
-        Returns:
-            The new, waiting job.
+    Returns:
+        The new, waiting job.
 
-        Raises:
-            InputError: The study is not stored, the rules are being applied to it, it is being segmented, or it holds
-                inputs of a workitem.
+    Raises:
+        InputError: The study is not stored, the rules are being applied to it, it is being segmented, or it holds
+            inputs of a workitem.
     """
     _require_study(state, study)
     require_no_workitem(state, study)

@@ -11,7 +11,7 @@ from typing import Any
 
 from semiseg.volumes.dicom_index import DicomObject
 from semiseg.volumes.series_rules import SeriesCandidate, group_by_series
-from server.gateway.config import GatewayConfig, OutputFormat, RoutingRule, formats_for
+from server.gateway.config import FormatName, GatewayConfig, RoutingRule, formats_for
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class RoutedSeries:
     rule: RoutingRule
     files: tuple[str, ...]
     series: str
-    forms: tuple[OutputFormat, ...]
-    to: dict[str, tuple[OutputFormat, ...]]
+    forms: tuple[FormatName, ...]
+    to: dict[str, tuple[FormatName, ...]]
 
     def key(self, study: str) -> str:
         """Return a key that depends on instances, model, formats and destinations, so that no work is repeated."""

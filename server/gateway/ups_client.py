@@ -139,8 +139,8 @@ class UpsClient:
             transaction: Transaction UID.
             state: New state: ``IN PROGRESS``, ``COMPLETED`` or ``CANCELED``.
 
-            Raises:
-                WorkitemNotFound, WorkitemConflict, ManagerUnavailable: The state was not changed, or this is unknown.
+        Raises:
+            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: The state was not changed, or this is unknown.
         """
         payload = Dataset()
         payload.TransactionUID, payload.ProcedureStepState = transaction, state
@@ -169,11 +169,11 @@ class UpsClient:
         Args:
             usual: Address of the event channel (11.12) to use if the manager returns none, or one on another host.
 
-            Returns:
-                Address of the event channel.
+        Returns:
+            Address of the event channel.
 
-            Raises:
-                WorkitemNotFound, WorkitemConflict, ManagerUnavailable: The subscription failed.
+        Raises:
+            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: The subscription failed.
         """
         title = quote(self._ae_title, safe="")
         path = f"/workitems/{GLOBAL_SUBSCRIPTION}/subscribers/{title}?deletionlock=false"

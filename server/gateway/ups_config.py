@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from server.gateway.config_types import AETitle, ConfigSection, Count, File, OutputFormat, Seconds, Url
+from server.gateway.config_types import AETitle, ConfigSection, Count, File, FormatName, Seconds, Url
 
 ShortString = Annotated[str, Field(min_length=1, max_length=16)]  # VR SH
 LongString = Annotated[str, Field(min_length=1, max_length=64)]  # VR LO
@@ -57,7 +57,7 @@ class WorklistStep(ConfigSection):
     code: CodedConcept | None = None
     rule: str | None = None
     model: str | None = None
-    forms: Annotated[tuple[OutputFormat, ...], Field(min_length=1)] = ("seg",)
+    forms: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("seg",)
     to: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -117,7 +117,7 @@ class Worklist(ConfigSection):
 def worklists_error(
     worklists: Sequence[Worklist],
     rules: Sequence[str],
-    destinations: Mapping[str, Sequence[OutputFormat]],
+    destinations: Mapping[str, Sequence[FormatName]],
     *,
     archives: bool,
 ) -> str:

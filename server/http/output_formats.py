@@ -61,9 +61,7 @@ def formats_for_scan(asked: Sequence[OutputFormat], scan: Scan, model: ServedMod
         ApiError: 400, a format cannot be made from this scan, or cannot hold the model's segments.
     """
     try:
-        names: list[str | None] = [output_format.name for output_format in asked]
-        names = names or [None]  # the default of the scan
-        return tuple(resolve_format(name, scan.series, model.segmenter.manifest) for name in names)
+        return tuple(resolve_format(one, scan.series, model.segmenter.manifest) for one in asked or (None,))
     except InputError as error:
         raise ApiError(400, str(error)) from error
 

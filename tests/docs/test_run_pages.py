@@ -50,7 +50,7 @@ from tests.runs import tiny_recipe_document
 from tests.server.harness import RunningServer, running_server
 from trainer.loop import train
 from trainer.plan import make_plan
-from trainer.recipe import make_recipe
+from trainer.recipe_files import make_recipe
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 

@@ -163,8 +163,9 @@ def test_do_it_again(case: Case) -> None:
         case.run(command)
         case.wait_for("delivered", number)
         case.idle()
-    # On a slow machine an attempt may end before its confirmation arrives; the archive then receives the object again.
-    assert len(case.gateway.audit("delivered")) == 3 <= len(case.archive.received)
+    # The archive receives an object again only after an attempt that failed, such as one whose confirmation was late.
+    failed = [one for one in case.gateway.audit("failed") if one["kind"] == "deliver"]
+    assert len(case.gateway.audit("delivered")) == 3 <= len(case.archive.received) <= 3 + len(failed)
     assert len(case.gateway.audit("segmented")) == 2
     case.words["STUDY"] = "ACC-2"
     case.run(decide)

@@ -44,9 +44,15 @@ def test_job_is_looked_at_and_cancelled_and_tried_once_more(
     assert "1 job(s) to be retried:" in stuck.command("status")
     told = json.loads(stuck.command("status", "--json"))
     assert [one["id"] for one in told["held_up"]] == [job] and told["dead_letters"] == []
-    page = httpx.get(stuck.web, trust_env=False).text
-    assert "One thing needs an operator" in page and "Destination archive: NOWHERE at" in page and job in page
-    assert "does not answer" in page and "1 waiting for the archive for archive" in page
+
+    def page() -> str:
+        return httpx.get(stuck.web, trust_env=False).text
+
+    # The job is not waiting while it is being tried.
+    wait_until(lambda: "1 waiting for the archive for archive" in page(), describe=page)
+    shown = page()
+    assert "One thing needs an operator" in shown and "Destination archive: NOWHERE at" in shown and job in shown
+    assert "does not answer" in shown
     listed = stuck.command("show", study)
     assert [line.split()[3] for line in listed.splitlines()[:3]] == ["study", "segment", "deliver"]
     stuck.command("cancel", job)

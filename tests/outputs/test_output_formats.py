@@ -12,7 +12,7 @@ from semiseg.errors import InputError
 from semiseg.outputs.format_selection import format_from_path, require_format
 from semiseg.outputs.formats import DICOM_FORMATS, FORMER_NAMES, OUTPUT_FORMATS, find_format, present_name
 from semiseg.renamed_keys import RenamedKeyWarning
-from server.gateway.config_types import OutputFormat as GatewayFormat
+from server.gateway.config_types import FormatName as GatewayFormat
 
 WORDS = Path(__file__).resolve().parents[2] / "server" / "http" / "page" / "words.js"
 

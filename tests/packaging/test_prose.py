@@ -44,6 +44,15 @@ def test_every_section_is_read_with_lines_that_go_on() -> None:
     ]
 
 
+def test_a_heading_within_another_section_is_a_fault(tmp_path: Path) -> None:
+    file = tmp_path / "indented.py"
+    file.write_text(
+        'def cut():\n    """Cut.\n\n    Args:\n        a: It.\n\n        Raises:\n            B: Bad.\n    """\n',
+        encoding="utf-8",
+    )
+    assert [fault for fault in check_file(file) if "Raises: is indented" in fault]
+
+
 def test_help_of_an_option_is_read_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "command.py"
     file.write_text('option = Option(help="where to write")\nkind = parser(description="phantom")\n', encoding="utf-8")

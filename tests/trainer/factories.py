@@ -22,7 +22,8 @@ from trainer.methods import METHODS, make_method
 from trainer.methods.method import Method, Networks, SegmentationTask
 from trainer.patches import Batch
 from trainer.plan import TrainingPlan, make_plan
-from trainer.recipe import Recipe, make_recipe
+from trainer.recipe import Recipe
+from trainer.recipe_files import make_recipe
 from trainer.targets import ExclusiveClasses
 
 ALL_METHODS = tuple(name for name in METHODS if name != "distil")

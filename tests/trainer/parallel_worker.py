@@ -11,7 +11,7 @@ from semiseg.dataset import load_dataset
 from tests.trainer.factories import train_on_cpu
 from trainer.errors import RecipeError
 from trainer.parallel import shut_down
-from trainer.recipe import make_recipe
+from trainer.recipe_files import make_recipe
 
 
 def main(data: Path, jobs: Path) -> None:

@@ -16,7 +16,7 @@ from tests.trainer.factories import SAM_CONFIG, SEGFORMER_CONFIG, train_on_cpu, 
 from trainer.methods import find_method, make_method
 from trainer.methods.method import SegmentationTask
 from trainer.network_configs import count_parameters
-from trainer.recipe import find_recipe, make_recipe, read_recipe
+from trainer.recipe_files import find_recipe, make_recipe, read_recipe
 from trainer.stages import StageSequence
 from trainer.targets import make_targets
 

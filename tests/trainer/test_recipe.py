@@ -19,7 +19,8 @@ from tests.trainer.factories import SEGFORMER_CONFIG, make_tiny_plan, make_tiny_
 from trainer.errors import RecipeError
 from trainer.plan import TrainingPlan, make_manifest, make_plan
 from trainer.planning_facts import MachineFacts, collect_dataset_facts
-from trainer.recipe import Recipe, find_recipe, make_recipe, read_document, read_recipe
+from trainer.recipe import Recipe
+from trainer.recipe_files import find_recipe, make_recipe, read_document, read_recipe
 from trainer.recipe_rules import decide_open_keys
 
 SHIPPED = sorted(p.stem for p in find_recipe("default").parent.glob("*.yaml"))

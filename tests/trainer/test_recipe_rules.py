@@ -21,7 +21,7 @@ from trainer.errors import RecipeError
 from trainer.network_configs import count_parameters, parse_network_config
 from trainer.plan import make_plan
 from trainer.planning_facts import DatasetFacts, MachineFacts, collect_dataset_facts
-from trainer.recipe import find_recipe, make_recipe, read_document
+from trainer.recipe_files import find_recipe, make_recipe, read_document
 from trainer.recipe_rules import (
     DECIDABLE_KEYS,
     NETWORK_SIZES,

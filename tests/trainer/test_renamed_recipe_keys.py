@@ -8,7 +8,7 @@ import pytest
 
 from semiseg.renamed_keys import RenamedKeyWarning
 from trainer.network_configs import parse_network_config
-from trainer.recipe import make_recipe, read_recipe
+from trainer.recipe_files import make_recipe, read_recipe
 
 
 def test_a_recipe_with_former_names_means_the_same(tmp_path: Path) -> None:

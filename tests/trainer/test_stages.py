@@ -29,7 +29,7 @@ from trainer.methods.method import SegmentationTask
 from trainer.methods.registry import method_class
 from trainer.networks.recorded_calls import record_calls
 from trainer.patches import BatchComposition
-from trainer.recipe import make_recipe
+from trainer.recipe_files import make_recipe
 from trainer.stages import StageSequence
 from trainer.targets import ExclusiveClasses
 

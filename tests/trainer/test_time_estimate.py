@@ -11,7 +11,8 @@ from semiseg.dataset import Dataset, make_split
 from tests.trainer.factories import make_recipe_for, write_phantoms
 from trainer.errors import RecipeError
 from trainer.plan import TrainingPlan, make_plan
-from trainer.recipe import Recipe, find_recipe, read_document
+from trainer.recipe import Recipe
+from trainer.recipe_files import find_recipe, read_document
 from trainer.recipe_planning import PlanningContext
 from trainer.scan_facts import collect_scan_facts
 from trainer.time_estimate import TimeEstimate, TimeEstimator, format_duration, parse_duration

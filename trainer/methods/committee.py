@@ -39,7 +39,8 @@ from trainer.opinion_pool import (
     pool_opinions,
     scale_temperature,
 )
-from trainer.recipe import Positive, Recipe, Section, make_recipe
+from trainer.recipe import Positive, Recipe, Section
+from trainer.recipe_files import make_recipe
 from trainer.scan_labelling import LabellingWorkload, ScanLabeller, TrainingScans
 from trainer.soft_labels import BYTE_MAX, to_bytes, to_label_map
 

@@ -13,11 +13,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from semiseg.bundle.manifest import DistillationTeacher, PretrainedWeights
-from semiseg.deprecation import RenamedMember, renamed_arguments, renamed_attributes
+from semiseg.deprecation import renamed_attributes
 from semiseg.errors import validation_message
 from trainer.deprecated_names import RenamedMembers
 from trainer.errors import RecipeError
 from trainer.losses import soft_loss, supervised_loss
+from trainer.methods.step_plan import StepPlan as StepPlan
+from trainer.methods.step_plan import share_of_part as share_of_part
 from trainer.network_configs import AnyNetworkConfig, parse_network_config
 from trainer.networks.outputs import DeepSupervisionNetwork, MultiOutputNetwork
 from trainer.patches import Batch, BatchComposition
@@ -50,37 +52,6 @@ class SegmentationTask:
     slice_axis: int
     labelled: int
     unlabelled: int
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """One step of the loop: the networks that learn, their learning rates, and the composition of the batch.
-
-    Attributes:
-        stage: Name of the stage, for the log.
-        rates: Learning rate of each network that learns in this step.
-        composition: Numbers of patches of each kind in the batch.
-        student_update: Number of updates of the student before this step.
-        host: Name of the method whose step it is, if that follows another stage; else empty.
-        validate: If False, nothing is validated after this step, because the student does not segment yet.
-    """
-
-    stage: str
-    rates: dict[str, float]
-    composition: BatchComposition
-    student_update: int
-    host: str = ""
-    validate: bool = True
-    judged = RenamedMember("validate")
-
-    @property
-    def label(self) -> str:
-        """Name of the stage in the log."""
-        return f"{self.host}-{self.stage}" if self.host else self.stage
-
-
-if not TYPE_CHECKING:
-    StepPlan.__init__ = renamed_arguments(judged="validate")(StepPlan.__init__)
 
 
 class Method(RenamedMembers, ABC):
@@ -396,16 +367,6 @@ class Method(RenamedMembers, ABC):
                 "make the batch larger."
             )
         return BatchComposition(count, batch - count)
-
-
-def share_of_part(patches: int, of: int, batch: Batch, step_plan: StepPlan) -> float:
-    """Return the weight of a mean over ``patches`` patches, where the whole batch holds ``of`` patches of their kind.
-
-    The loop weights a part of a batch (of a process, or of an accumulation step) by its share of all patches, but a
-    mean over the labelled patches alone has to be weighted by their share of all labelled ones. The returned factor
-    turns one weight into the other. It is 1 for a whole batch.
-    """
-    return patches * step_plan.composition.total / (of * len(batch))
 
 
 def freeze(network: nn.Module) -> nn.Module:

@@ -21,7 +21,7 @@ from trainer.network_configs.custom import CustomNetworkConfig
 from trainer.network_configs.slicewise import MosaicConfig, SlicewiseConfig
 from trainer.network_configs.transformers import SwinUNETRConfig, UNETRConfig
 from trainer.networks.ensemble import NetworkEnsemble
-from trainer.recipe import RENAMED_KINDS
+from trainer.recipe_files import RENAMED_KINDS
 
 SingleNetworkConfig = (
     UNetConfig

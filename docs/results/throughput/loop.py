@@ -28,7 +28,7 @@ from trainer.loop import train
 from trainer.optimisers import make_optimiser
 from trainer.patches import BatchComposition, PatchSampler, PatchSource, load_batches
 from trainer.plan import TrainingPlan, make_plan
-from trainer.recipe import find_recipe, read_recipe
+from trainer.recipe_files import find_recipe, read_recipe
 
 PARTS = ("data", "forward", "backward", "other")
 Times = NDArray[np.float64]

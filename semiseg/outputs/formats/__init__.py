@@ -54,8 +54,7 @@ def find_format(name: str) -> OutputFormat | None:
     """Find an output format by its name, or by its former name with a warning; None if there is none."""
     if name in FORMER_NAMES:
         warnings.warn(f"The format {name} is called {FORMER_NAMES[name]} now.", RenamedKeyWarning, stacklevel=2)
-        name = FORMER_NAMES[name]
-    return OUTPUT_FORMATS.get(name)
+    return OUTPUT_FORMATS.get(present_name(name))
 
 
 __all__ = [

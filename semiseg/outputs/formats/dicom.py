@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -35,9 +36,9 @@ class DicomFormat(OutputFormat):
         self.check_installed()
         self._write(path, data, data.series)
 
+    @abstractmethod
     def _write(self, path: Path, data: FormatInput, series: DicomSeries) -> None:
-        """Write the objects of ``series``."""
-        raise NotImplementedError
+        """Write the objects that refer to ``series``."""
 
 
 class SegFormat(DicomFormat):

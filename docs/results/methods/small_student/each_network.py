@@ -20,7 +20,7 @@ from trainer.checkpoints import RunFolder, load_state, read_training_record
 from trainer.engine import TorchEngine, load_trained_network
 from trainer.methods import make_method
 from trainer.methods.method import SegmentationTask
-from trainer.recipe import make_recipe
+from trainer.recipe_files import make_recipe
 from trainer.stages import StageSequence
 from trainer.targets import make_targets
 from trainer.validation import make_segmenter
