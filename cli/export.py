@@ -33,7 +33,8 @@ def export(
         ),
     ] = None,
     updates: Annotated[
-        int | None, typer.Option(min=1, help="Data set of the training; the run's own by default.")
+        int | None,
+        typer.Option(min=1, help="Number of updates of the smaller student; by default as many as the run has."),
     ] = None,
     monai_bundle: Annotated[
         Path | None, typer.Option(help="Also write a MONAI Bundle to this folder, for MONAI Label and MONAI Deploy.")

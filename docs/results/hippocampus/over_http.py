@@ -39,7 +39,7 @@ def main(url: str, data: Path, out: Path) -> None:
     whole.to_csv(out / "scores.csv")
     whole.to_json(out / "scores.json")
     save_picture(whole, out / "dice.png", "dice")
-    Console().print(whole.table().markdown(), *whole.remarks())
+    Console().print(whole.table().markdown(), *whole.footnotes())
 
 
 def _returned(mask: Path, segments: tuple) -> Segmentation:
