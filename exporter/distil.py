@@ -109,6 +109,7 @@ def smaller_student(student: dict[str, Any], to: str) -> dict[str, Any]:
 
 def distillation_recipe(recipe: dict[str, Any], run: Path, student: dict[str, Any], updates: int | None) -> Recipe:
     """Return the run's recipe, changed to train a student from the run's network."""
+    recipe = make_recipe(dict(recipe)).model_dump(mode="json")  # present names, also of a run of an earlier version
     return make_recipe(
         {
             **recipe,
@@ -117,6 +118,6 @@ def distillation_recipe(recipe: dict[str, Any], run: Path, student: dict[str, An
             "student": student,
             "init_from": None,
             "updates": updates or recipe["updates"],
-            "methods": {**recipe.get("methods", {}), "distil": {"teacher": str(run.resolve())}},
+            "methods": {**recipe["methods"], "distil": {"teacher": str(run.resolve())}},
         }
     )

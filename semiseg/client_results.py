@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 
 from semiseg.errors import SemisegError
-from semiseg.outputs.formats import OUTPUT_FORMATS, RESULTS_MEDIA_TYPE
+from semiseg.outputs.formats import OUTPUT_FORMATS, RESULTS_MEDIA_TYPE, present_name
 
 _SHORTENED = "x-semiseg-shortened"
 
@@ -89,15 +89,16 @@ def parse_multi_format_result(url: str, response: httpx.Response, forms: Sequenc
             reply = _by_report(response, bodies)
         else:  # a server of version 0.1
             reply = _by_headers(response)
-            bodies = {forms[0]: reply.body} if len(forms) == 1 else _members_by_folder(reply.body)
-        files = {form: _members(bodies[form]) if _has_several_files(form) else (bodies[form],) for form in forms}
+            bodies = {present_name(forms[0]): reply.body} if len(forms) == 1 else _members_by_folder(reply.body)
+        files = {form: _files_of(present_name(form), bodies) for form in forms}
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
         raise foreign_server_error(url) from None
     return MultiFormatResult(files, reply.model, reply.millilitres, reply.remarks)
 
 
-def _has_several_files(form: str) -> bool:
-    return form in OUTPUT_FORMATS and OUTPUT_FORMATS[form].several_files
+def _files_of(name: str, bodies: Mapping[str, bytes]) -> tuple[bytes, ...]:
+    several = name in OUTPUT_FORMATS and OUTPUT_FORMATS[name].several_files
+    return _members(bodies[name]) if several else (bodies[name],)
 
 
 def has_truncated_headers(response: httpx.Response) -> bool:
@@ -142,7 +143,7 @@ def _stages(header: str) -> dict[str, float]:
 
 def _members_by_folder(body: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(body)) as archive:
-        return {name.partition("/")[0]: archive.read(name) for name in archive.namelist()}
+        return {present_name(name.partition("/")[0]): archive.read(name) for name in archive.namelist()}
 
 
 def _members(body: bytes) -> tuple[bytes, ...]:

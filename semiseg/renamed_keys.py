@@ -1,4 +1,4 @@
-"""Former names of keys in users' files, which are still read with a warning."""
+"""Former names of keys and values in users' files, which are still read with a warning."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ class RenamedKeyWarning(FutureWarning):
 def rename_keys(section: Mapping[str, Any], names: Mapping[str, str], where: str) -> dict[str, Any]:
     """Replace former names of keys by the present ones.
 
+    Files that semiseg wrote list all keys; those without a value are renamed without a warning, and give way to a value
+    under the present name.
+
     Args:
         section: A mapping as it was read.
         names: Present name of each key, by its former name.
@@ -27,37 +30,38 @@ def rename_keys(section: Mapping[str, Any], names: Mapping[str, str], where: str
     Raises:
         InputError: A key stands there under both names.
     """
+    kept = dict(section)
     for old, new in names.items():
-        if old in section:
-            if new in section:
+        if old not in kept:
+            continue
+        if kept[old] is not None:
+            if new in kept:
                 raise InputError(f"In {where}, `{old}` is the former name of `{new}`; leave `{old}` out.")
-            _warn(f"In {where}, `{old}` is called `{new}` now.")
-    return {names.get(key, key): value for key, value in section.items()}
+            warn_of_former_name(f"In {where}, `{old}` is called `{new}` now.")
+        elif new in kept:
+            del kept[old]
+    return {names.get(key, key): value for key, value in kept.items()}
 
 
-def rename_values(value: Any, key: str, names: Mapping[str, str], where: str) -> Any:
-    """Replace former values of a key by the present ones, in sections at any depth.
+def rename_value(section: Mapping[str, Any], key: str, names: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Replace a former value of a key by the present one.
 
     Args:
-        value: A value as it was read: a mapping, a list, or anything else.
+        section: A mapping as it was read.
         key: The key whose value has been renamed.
         names: The present value, by the former one.
         where: The file or section, as a message names it.
 
     Returns:
-        The value with present names.
+        The mapping with the present value.
     """
-    if isinstance(value, Mapping):
-        changed = {name: rename_values(inner, key, names, where) for name, inner in value.items()}
-        former = changed.get(key)
-        if isinstance(former, str) and former in names:
-            _warn(f"In {where}, `{key}: {former}` is called `{key}: {names[former]}` now.")
-            changed[key] = names[former]
-        return changed
-    if isinstance(value, list):
-        return [rename_values(inner, key, names, where) for inner in value]
-    return value
+    former = section.get(key)
+    if not isinstance(former, str) or former not in names:
+        return dict(section)
+    warn_of_former_name(f"In {where}, `{key}: {former}` is called `{key}: {names[former]}` now.")
+    return {**section, key: names[former]}
 
 
-def _warn(message: str) -> None:
+def warn_of_former_name(message: str) -> None:
+    """Warn a user of a former name, with a sentence that names the present one."""
     warnings.warn(message, RenamedKeyWarning, stacklevel=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from semiseg.errors import InputError
-from semiseg.renamed_keys import RenamedKeyWarning, rename_keys, rename_values
+from semiseg.renamed_keys import RenamedKeyWarning, rename_keys, rename_value
 
 
 def test_a_former_key_is_read_in_its_place_with_a_warning() -> None:
@@ -19,14 +19,21 @@ def test_a_key_under_both_names_is_refused() -> None:
         rename_keys({"start": "run", "init_from": "other"}, {"start": "init_from"}, "recipe.yaml")
 
 
-def test_a_former_value_is_found_at_any_depth_and_only_under_its_key() -> None:
-    section = {"members": [{"kind": "outside", "name": "outside"}], "kind": "unet"}
+def test_a_key_without_a_value_gives_way_to_the_present_one(recwarn: pytest.WarningsRecorder) -> None:
+    names = {"start": "init_from"}
+    assert rename_keys({"start": None, "init_from": "run"}, names, "recipe.yaml") == {"init_from": "run"}
+    assert rename_keys({"start": None}, names, "recipe.yaml") == {"init_from": None}
+    assert not recwarn.list
+
+
+def test_a_former_value_is_replaced_under_its_key_alone() -> None:
+    section = {"kind": "outside", "name": "outside"}
     with pytest.warns(RenamedKeyWarning, match="`kind: outside` is called `kind: custom` now"):
-        found = rename_values(section, "kind", {"outside": "custom"}, "the recipe")
-    assert found == {"members": [{"kind": "custom", "name": "outside"}], "kind": "unet"}
+        found = rename_value(section, "kind", {"outside": "custom"}, "the recipe")
+    assert found == {"kind": "custom", "name": "outside"}
 
 
 def test_present_names_raise_no_warning(recwarn: pytest.WarningsRecorder) -> None:
     assert rename_keys({"init_from": "run"}, {"start": "init_from"}, "recipe.yaml") == {"init_from": "run"}
-    assert rename_values({"kind": "custom"}, "kind", {"outside": "custom"}, "recipe.yaml") == {"kind": "custom"}
+    assert rename_value({"kind": "custom"}, "kind", {"outside": "custom"}, "recipe.yaml") == {"kind": "custom"}
     assert not recwarn.list

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from semiseg.errors import validation_message
-from semiseg.renamed_keys import rename_keys, rename_values
+from semiseg.errors import InputError, validation_message
+from semiseg.renamed_keys import rename_keys, rename_value, warn_of_former_name
 from trainer.errors import RecipeError
 from trainer.recipe import Recipe
 
@@ -42,7 +43,7 @@ def read_document(path: Path, changes: list[str] | None = None) -> dict[str, Any
         raise RecipeError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(document, dict):
         raise RecipeError(f"The recipe {path} does not consist of `key: value` lines.")
-    return apply_changes(document, changes or [])
+    return apply_changes(_with_present_keys(document, str(path)), changes or [])
 
 
 def apply_changes(document: dict[str, Any], changes: list[str]) -> dict[str, Any]:
@@ -59,18 +60,53 @@ def apply_changes(document: dict[str, Any], changes: list[str]) -> dict[str, Any
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise RecipeError(f"`--set {change}`: {text!r} is not a YAML value.") from None
-        _set(document, key.split("."), value, change)
+        first, *rest = key.split(".")
+        if first in RENAMED_KEYS:
+            warn_of_former_name(f"`--set {change}`: `{first}` is called `{RENAMED_KEYS[first]}` now.")
+        _set(document, [RENAMED_KEYS.get(first, first), *rest], value, change)
     return document
 
 
 def make_recipe(document: dict[str, Any], changes: list[str] | None = None, *, source: str = "the recipe") -> Recipe:
     """Validate a recipe given as a mapping; see :func:`read_recipe`."""
-    document = apply_changes(document, changes or [])
-    document = rename_values(rename_keys(document, RENAMED_KEYS, source), "kind", RENAMED_KINDS, source)
+    document = apply_changes(_with_present_keys(document, source), changes or [])
+    for key in ("student", "methods"):
+        if key in document:
+            document[key] = rename_kinds(document[key], f"{source}, {key}", student=key == "student")
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
         raise RecipeError(f"In {source}: {validation_message(error)}.") from None
+
+
+def rename_kinds(section: Any, where: str, *, student: bool = False) -> Any:
+    """Replace former kinds of networks by the present ones, in a section and in the sections within it.
+
+    A section of a custom network names its function. What is given to that function (``settings``) is the user's own.
+
+    Args:
+        section: A section as it was read.
+        where: The section, as a message names it.
+        student: True if it describes a 3D network.
+
+    Returns:
+        The section with present names.
+    """
+    if isinstance(section, list):
+        return [rename_kinds(one, where) for one in section]
+    if not isinstance(section, Mapping):
+        return section
+    names = {former: present for former, present in RENAMED_KINDS.items() if student or former != "canvas"}
+    if "function" in section or student:
+        section = rename_value(section, "kind", names, where)
+    return {key: value if key == "settings" else rename_kinds(value, where) for key, value in section.items()}
+
+
+def _with_present_keys(document: Mapping[str, Any], source: str) -> dict[str, Any]:
+    try:
+        return rename_keys(document, RENAMED_KEYS, source)
+    except InputError as error:
+        raise RecipeError(str(error)) from None
 
 
 def _set(document: dict[str, Any], keys: list[str], value: Any, change: str) -> None:

@@ -84,6 +84,7 @@ class PlanningContext:
         if not keys:
             return PlannedRecipe(make_recipe(dict(document)))
         if earlier is not None:
+            earlier = make_recipe(dict(earlier)).model_dump(mode="json")  # with keys that its version did not have
             taken = dict(document)
             for key in keys:
                 write_key(taken, key, read_key(earlier, key))

@@ -125,6 +125,13 @@ def test_a_run_that_is_gone_on_with_keeps_what_was_decided(context: PlanningCont
     assert again.decisions == ()
 
 
+def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(context: PlanningContext) -> None:
+    document = read_document(find_recipe("default"), ["method=supervised", "segments={}"])
+    earlier = context.decide(document, None, None).recipe.model_dump(mode="json")
+    del earlier["memory_format"]
+    assert context.decide(document, earlier, None).recipe.memory_format == "contiguous"
+
+
 def test_times_for_people() -> None:
     assert [parse_duration(text) for text in ("90s", "30m", "1.5h")] == [90.0, 1800.0, 5400.0]
     for wrong in ("", "30", "m", "-5m", "infh", "an hour"):

@@ -13,7 +13,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from semiseg.errors import validation_message
-from semiseg.renamed_keys import rename_values
 from trainer.errors import RecipeError
 from trainer.network_configs.base import NetworkConfig, Triple
 from trainer.network_configs.convolutional import DynUNetConfig, SegResNetConfig, UNet3DConfig, UNetConfig, VNetConfig
@@ -21,7 +20,7 @@ from trainer.network_configs.custom import CustomNetworkConfig
 from trainer.network_configs.slicewise import MosaicConfig, SlicewiseConfig
 from trainer.network_configs.transformers import SwinUNETRConfig, UNETRConfig
 from trainer.networks.ensemble import NetworkEnsemble
-from trainer.recipe_files import RENAMED_KINDS
+from trainer.recipe_files import rename_kinds
 
 SingleNetworkConfig = (
     UNetConfig
@@ -76,7 +75,7 @@ def parse_network_config(section: dict[str, Any], where: str = "student") -> Any
         RecipeError: The kind or a setting is unknown, or a value is invalid.
     """
     try:
-        return _STUDENT.validate_python(rename_values(section, "kind", RENAMED_KINDS, f"the recipe, {where}"))
+        return _STUDENT.validate_python(rename_kinds(section, f"the recipe, {where}", student=True))
     except ValidationError as error:
         raise RecipeError(f"In the recipe, {where}: {validation_message(error)}.") from None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 from semiseg.outputs.formats.base import FormatInput, OutputFormat
 from semiseg.outputs.formats.dicom import (
     OverlayFormat,
@@ -15,7 +13,7 @@ from semiseg.outputs.formats.dicom import (
 )
 from semiseg.outputs.formats.reports import JsonFormat, ViewerBundleFormat
 from semiseg.outputs.formats.volumes import NiftiFormat, NiftiLabelMapFormat, NrrdFormat, SegNrrdFormat
-from semiseg.renamed_keys import RenamedKeyWarning
+from semiseg.renamed_keys import warn_of_former_name
 
 RESULTS_MEDIA_TYPE = "application/vnd.semiseg.answers+zip"
 """Media type of results with their report: a zip with a folder for each output format, including `json`."""
@@ -53,7 +51,7 @@ def present_name(name: str) -> str:
 def find_format(name: str) -> OutputFormat | None:
     """Find an output format by its name, or by its former name with a warning; None if there is none."""
     if name in FORMER_NAMES:
-        warnings.warn(f"The format {name} is called {FORMER_NAMES[name]} now.", RenamedKeyWarning, stacklevel=2)
+        warn_of_former_name(f"The format {name} is called {FORMER_NAMES[name]} now.")
     return OUTPUT_FORMATS.get(present_name(name))
 
 
