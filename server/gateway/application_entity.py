@@ -17,6 +17,7 @@ from pynetdicom.presentation import PresentationContext
 
 from semiseg.errors import SemisegError
 from server.gateway.config import DimseDestination
+from server.gateway.reactor_pauses import make_pauses_reliable
 from server.gateway.tls import client_context
 
 # PS3.7 D.3.3.2; derived from a UUID (PS3.5 B.2). It changes only with the conformance statement.
@@ -73,6 +74,7 @@ def associate(
 
     def connect(event: evt.Event) -> None:
         event.assoc.dul.name = f"DUL@{to.host}"  # named in the log where the text of pynetdicom is withheld
+        make_pauses_reliable(event.assoc)
         abort_on_invalid_message(event.assoc, partial(_LOG.warning, "%s at %s: %s", to.ae_title, to.host))
         connected.set()
 

@@ -20,6 +20,7 @@ from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 from pynetdicom.transport import RequestHandler as Requests
 
 from server.gateway.application_entity import abort_on_invalid_message
+from server.gateway.reactor_pauses import make_pauses_reliable
 
 MAX_CONTROL_PDU_BYTES = 2**20  # a request of 128 contexts with all supported syntaxes has a tenth
 HANDSHAKE_SECONDS = 10.0
@@ -113,6 +114,7 @@ class _Request(Requests):
         assert isinstance(self.server, AssociationServer)
         decode = partial(_decoded, association.dul._decode_pdu, address, self.server.refused)
         association.dul._decode_pdu = decode  # type: ignore[method-assign]
+        make_pauses_reliable(association)
         abort_on_invalid_message(association, partial(self.server.refused, "not understood", address))
         return association
 

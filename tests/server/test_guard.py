@@ -18,7 +18,7 @@ import pytest
 from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
 from tests.bundles import make_threshold_bundle, scan_array, scan_without_air
-from tests.polling import wait_until
+from tests.polling import paths_in, wait_until
 from tests.server.harness import RunningServer, busy_server, running_server
 
 WARD, LAB = "ward-0123456789-abcdefghij", "lab-9876543210-jihgfedcba"
@@ -276,7 +276,7 @@ def test_nothing_of_a_patient_is_in_logs_errors_figures_or_names(bundle, tmp_pat
                 data=fields,
             )
             said += [job.text] if job.status_code != 202 else []
-            said += [str(p) for p in (tmp_path / "s").rglob("*")] + [str(p) for p in (tmp_path / "p").rglob("*")]
+            said += [str(path) for folder in ("s", "p") for path in paths_in(tmp_path / folder)]
         server.get(f"/{MARK}")
         server.http.request(MARK, f"{server.url}/segment")
         idle = [f'semiseg_jobs{{state="{state}"}} 0.0' for state in ("waiting", "running")]

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from tests.bundles import make_threshold_bundle, scan_array, scan_without_air
-from tests.polling import wait_until
+from tests.polling import paths_in, wait_until
 from tests.server.harness import RunningServer, running_server
 
 
@@ -52,7 +52,7 @@ def windows_run(server: RunningServer) -> float:
 
 
 def files_of(state: Path) -> list[str]:
-    return sorted(str(p.relative_to(state)) for p in state.rglob("*") if p.is_file() and not p.name.startswith("jobs."))
+    return sorted(str(p.relative_to(state)) for p in paths_in(state) if p.is_file() and not p.name.startswith("jobs."))
 
 
 @pytest.fixture(scope="module")

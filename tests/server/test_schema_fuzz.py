@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.bundles import make_threshold_bundle
+from tests.polling import paths_in
 from tests.server.harness import RunningServer, running_server
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
@@ -22,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with running_server(make_threshold_bundle(folder / "b").folder, folder, "--state", str(folder / "state")) as server:
         yield server
         assert "Traceback" not in server.output and '"level": "error"' not in server.output
-        left = [p for p in (folder / "state").rglob("*") if p.is_file() and not p.name.startswith(("jobs.", "lock"))]
+        left = [p for p in paths_in(folder / "state") if p.is_file() and not p.name.startswith(("jobs.", "lock"))]
         assert left == []
 
 
