@@ -143,7 +143,8 @@ def retry(
     every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
 ) -> None:
     """Retry dead letters."""
-    from server.gateway.job_kinds import DELIVER, without_failures
+    from server.gateway.job_kinds import DELIVER
+    from server.gateway.job_payloads import payload_of
     from server.gateway.reprocessing import belongs_to_ended_workitem
 
     queue, state = _state(context)
@@ -157,7 +158,7 @@ def retry(
                 raise InputError(f"{name} worked on a workitem that has ended; have the manager schedule it anew.")
             typer.echo(f"{name}: left as it is, since the workitem it worked on has ended")
             continue
-        if job is None or not queue.retry(name, without_failures(job.payload)):
+        if job is None or not queue.retry(name, payload_of(job).without_failures().to_json()):
             raise InputError(f"{name} is no job that has failed or was cancelled.")
         typer.echo(f"{name}: waits again")
 
@@ -178,6 +179,7 @@ def complete(context: typer.Context, studies: Annotated[list[str], typer.Argumen
     """Have studies segmented as they are: those that are held because something is missing or came late."""
     from server.gateway.instance_store import STUDIES_FOLDER, accept_incomplete
     from server.gateway.job_kinds import STUDY as DECIDING
+    from server.gateway.job_payloads import StudyPayload
     from server.gateway.reprocessing import require_no_workitem
     from server.gateway.study_search import find_study
 
@@ -188,8 +190,8 @@ def complete(context: typer.Context, studies: Annotated[list[str], typer.Argumen
             raise InputError(f"There is no instance of study {name} here.")
         require_no_workitem(state, name)
         accept_incomplete(folder)
-        payload = {"study": name, "why": "an operator decided so", "decided": True}
-        typer.echo(f"{name}: is taken as it is (job {queue.put(DECIDING, payload, owner=name).id})")
+        order = StudyPayload(study=name, why="an operator decided so", decided=True)
+        typer.echo(f"{name}: is taken as it is (job {queue.put(DECIDING, order.to_json(), owner=name).id})")
 
 
 @app.command()
@@ -234,6 +236,7 @@ def conflict(
     from server.gateway.conflicts import ConflictChoice, count_changes, find_conflict
     from server.gateway.instance_store import STUDIES_FOLDER
     from server.gateway.job_kinds import STUDY as DECIDING
+    from server.gateway.job_payloads import StudyPayload
     from server.gateway.study_search import find_study
     from server.gateway.uid_hasher import KEY_FILE, UidHasher
 
@@ -258,8 +261,8 @@ def conflict(
         raise InputError(
             f"Study {name} is being worked on (job {running[0].id}); wait for the end, or cancel that job."
         )
-    told = {"study": name, "why": "an operator decided", "conflict": "new" if take_new else "old"}
-    job = queue.put(DECIDING, told, owner=name)
+    order = StudyPayload(study=name, why="an operator decided", conflict="new" if take_new else "old")
+    job = queue.put(DECIDING, order.to_json(), owner=name)
     typer.echo(f"{name}: what came {'last' if take_new else 'first'} counts (job {job.id})")
 
 
@@ -276,12 +279,13 @@ def purge(
     A study that a polled archive lists is new afterwards and is fetched again, unless --for-good is given.
     """
     from server.gateway.job_kinds import PURGE
+    from server.gateway.job_payloads import PurgePayload
     from server.gateway.study_search import find_study
 
     queue, state = _state(context)
     for name in [find_study(queue, state, _read_argument(one)) for one in studies]:
-        told = {"study": name, "why": "an operator asked for it", "fetch_again": not for_good}
-        job = queue.put(PURGE, told, owner=name)
+        order = PurgePayload(study=name, why="an operator asked for it", fetch_again=not for_good)
+        job = queue.put(PURGE, order.to_json(), owner=name)
         typer.echo(f"{name}: will be deleted (job {job.id})")
 
 

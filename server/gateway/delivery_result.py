@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 
 @dataclass
@@ -45,11 +42,3 @@ class DeliveryResult:
         return " ".join(
             dict.fromkeys([self.trouble, *self.refused.values()] if self.trouble else self.refused.values())
         )
-
-
-def refused_since(payload: Mapping[str, Any]) -> str:
-    """Return a sentence that says since when something of a delivery has been refused; "" if nothing is refused."""
-    since = payload.get("refused_since")
-    if not since or not payload.get("refused"):
-        return ""
-    return f"Refused since {time.strftime('%Y-%m-%d %H:%M', time.localtime(since))}. "

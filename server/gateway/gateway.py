@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,15 +29,19 @@ from server.gateway.delivery import CommitmentReports
 from server.gateway.inference_client import InferenceClient
 from server.gateway.instance_store import InstanceStore
 from server.gateway.job_kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
+from server.gateway.job_payloads import FetchPayload, StudyPayload, payload_of
 from server.gateway.overview import Overview
-from server.gateway.pipeline import Pipeline
 from server.gateway.rejections import RejectionLog
 from server.gateway.retention import RetentionTask
 from server.gateway.retry_scheduler import RetryScheduler
 from server.gateway.server_pool import PoolLimiter, ServerPool
+from server.gateway.stages.deliver import DeliverStage
+from server.gateway.stages.fetch import FetchStage
+from server.gateway.stages.purge import PurgeStage
+from server.gateway.stages.route import RouteStage
+from server.gateway.stages.segment import SegmentStage
 from server.gateway.storage_scp import StorageSCP
 from server.gateway.study_problems import StudyProblems
-from server.gateway.study_router import StudyRouter
 from server.gateway.study_tracker import StudyTracker
 from server.gateway.uid_hasher import KEY_FILE, UidHasher
 from server.gateway.ups_claims import is_workitem_folder
@@ -94,26 +98,19 @@ class Gateway:
         stack.callback(self.queue.close)
         self.queue.release_all()
         hasher = UidHasher(state / KEY_FILE)
+        self.studies = StudyTracker(config.complete)
         self.instance_store = InstanceStore(
-            state, hasher, config.keep.free_bytes, lambda *told: self.studies.instance_arriving(*told), uids=config.uids
+            state, hasher, config.keep.free_bytes, self.studies.instance_arriving, uids=config.uids
         )
         # pynetdicom and the client write temporary files to this folder, which is emptied at the start.
         tempfile.tempdir = str(self.instance_store.incoming)
         self.study_problems = StudyProblems(
-            config, self.queue, self.instance_store, lambda: self.studies.held_reasons(), lambda: self._pollings
+            config, self.queue, self.instance_store, self.studies.held_reasons, self._pollings
         )
-        self.studies = StudyTracker(
-            config.complete,
-            lambda name: len(self.instance_store.instances(name)),
-            [
-                name
-                for name in self.instance_store.study_names()
-                if not is_workitem_folder(self.instance_store.studies, name)
-            ],
-            lacking=self.study_problems.missing_text,
-            undecided=self.study_problems.conflict_text,
-            fetching=lambda name: bool(self.queue.jobs("waiting", "running", queue=FETCH, owner=name)),
-            interrupted=self.instance_store.interrupted_transfers(),
+        stored, names = self.instance_store.studies, self.instance_store.study_names()
+        self.studies.open_stored(
+            [name for name in names if not is_workitem_folder(stored, name)],
+            self.instance_store.interrupted_transfers(),
         )
         self.rejections = RejectionLog(self.audit)
         self.overview = Overview(
@@ -131,18 +128,18 @@ class Gateway:
         context = GatewayContext(config, self.queue, self.instance_store, hasher, self.audit, self._wake)
         self.retries = RetryScheduler(context, ended=self._ended)
         is_open, complete = self.studies.is_open, self.studies.mark_complete
-        self.study_router = StudyRouter(context, is_open=is_open, complete=complete)
-        self.pipeline = Pipeline(
-            context,
-            InferenceClient(config.servers, pool),
-            commitments,
-            self.retries,
-            is_open=is_open,
-            complete=complete,
-        )
+        context.results.mkdir(exist_ok=True)
+        purge = PurgeStage(context, is_open=is_open)
+        stages: dict[str, Callable[[RunningJob], dict[str, Any]]] = {
+            FETCH: FetchStage(context, self.retries, complete=complete).run,
+            STUDY: RouteStage(context, is_open=is_open, complete=complete).run,
+            SEGMENT: SegmentStage(context, InferenceClient(config.servers, pool), self.retries).run,
+            DELIVER: DeliverStage(context, commitments, self.retries).run,
+            PURGE: purge.run,
+        }
         self.worklists = Worklists(context)
         self.overview.watch_worklists(self.worklists)
-        self.retention = RetentionTask(context, self.studies, self.pipeline, is_claimed=self.worklists.claims.has)
+        self.retention = RetentionTask(context, self.studies, purge, is_claimed=self.worklists.claims.has)
         self.overview.watch_destinations({name: one.trouble for name, one in self.retries.backoffs.items()})
         # Jobs that waited for a server or archive when the gateway stopped are tried at once: it may work again.
         for kind in (SEGMENT, DELIVER):
@@ -150,7 +147,7 @@ class Gateway:
         self.audit.record("started", version=version("semiseg"), rules=[rule.name for rule in config.rules])
         stack.callback(self.audit.record, "stopped")
         stack.callback(self._close_workers)
-        self._start_workers(pool)
+        self._start_workers(stages, pool)
         stack.callback(status_document.delete_live_status, state)
         for name, look in (
             ("studies", self._look_at_studies),
@@ -199,21 +196,21 @@ class Gateway:
         """Stop the listeners, return running jobs to the queue, and stop."""
         self._stack.close()
 
-    def _start_workers(self, pool: ServerPool) -> None:
-        config, pipeline = self._config, self.pipeline
-        self._worker(STUDY, self.study_router.route, fair=True)
-        self._worker(PURGE, pipeline.purge)
+    def _start_workers(self, stages: Mapping[str, Callable[[RunningJob], dict[str, Any]]], pool: ServerPool) -> None:
+        config = self._config
+        self._worker(STUDY, stages[STUDY], fair=True)
+        self._worker(PURGE, stages[PURGE])
         for _, lane in make_lanes("worklist", [one.name for one in config.worklists]):
             self._worker(WORKITEM, self.worklists.inputs.run, lane=lane)
         for _, lane in make_lanes("url", [poll.url for poll in config.polls]):
-            self._worker(FETCH, pipeline.fetch, lane=lane)
+            self._worker(FETCH, stages[FETCH], lane=lane)
         for _, lane in make_lanes("model", [rule.model or "" for rule in config.rules]):
-            self._worker(SEGMENT, pipeline.segment, lane=lane, limiter=PoolLimiter(pool), fair=True)
+            self._worker(SEGMENT, stages[SEGMENT], lane=lane, limiter=PoolLimiter(pool), fair=True)
         for name, lane in make_lanes("to", list(config.destinations)):
             # The lane without a name holds deliveries to destinations that are not in the configuration any more.
             threads = 1 if name is None else config.destinations[name].parallel
             ready = self.retries.backoffs[name].ready if name is not None else lambda: True
-            self._worker(DELIVER, pipeline.deliver, lane=lane, threads=threads, ready=ready, fair=True)
+            self._worker(DELIVER, stages[DELIVER], lane=lane, threads=threads, ready=ready, fair=True)
 
     def _worker(
         self,
@@ -269,13 +266,15 @@ class Gateway:
         return status_document.WRITE_INTERVAL
 
     def _look_at_studies(self) -> float:
-        return self.studies.process_complete(self._completed)
+        return self.studies.process_complete(self.study_problems, self._completed)
 
     def _completed(self, name: str, why: str) -> None:
         files = [path.name for path in self.instance_store.instances(name)]
         if not files:
             return
-        job = self.queue.put(STUDY, {"study": name, "why": why}, key=_generation(name, files), owner=name)
+        job = self.queue.put(
+            STUDY, StudyPayload(study=name, why=why).to_json(), key=_generation(name, files), owner=name
+        )
         if job.state == "waiting" and job.attempts == 0:
             self.audit.record(
                 "complete",
@@ -288,8 +287,8 @@ class Gateway:
             self._wake(STUDY)
 
     def _found(self, hasher: UidHasher, poll: PolledArchive, uid: str, count: int) -> None:
-        payload = {"study": hasher.hash(uid), "url": poll.url, "uid": uid}
-        self.queue.put(FETCH, payload, key=f"{poll.url} {uid} {count}", owner=hasher.hash(uid))
+        payload = FetchPayload(study=hasher.hash(uid), url=poll.url, uid=uid)
+        self.queue.put(FETCH, payload.to_json(), key=f"{poll.url} {uid} {count}", owner=payload.study)
         self._wake(FETCH)
 
     def _ended(self, job: QueuedJob, state: JobState) -> None:
@@ -298,9 +297,9 @@ class Gateway:
             why = now.result.get("error", "") if now else ""
             if job.queue == SEGMENT:  # a server's message may quote a Series Description
                 why = "A server refused it, or none could be reached for too long; `show` gives the message."
-            self.audit.record("dead letter", study=job.payload.get("study", ""), job=job.id, kind=job.queue, why=why)
+            self.audit.record("dead letter", study=payload_of(job).study, job=job.id, kind=job.queue, why=why)
         elif state == "cancelled":
-            self.audit.record("cancelled", study=job.payload.get("study", ""), job=job.id, kind=job.queue)
+            self.audit.record("cancelled", study=payload_of(job).study, job=job.id, kind=job.queue)
 
     @contextlib.contextmanager
     def _web(self, config: WebListener, hasher: UidHasher) -> Iterator[str]:

@@ -8,6 +8,7 @@ Each refuses while the work that it would repeat is in progress.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from typing import Literal
 from semiseg.errors import InputError
 from server.gateway.config import PolledArchive
 from server.gateway.instance_store import STUDIES_FOLDER
-from server.gateway.job_kinds import DELIVER, FETCH, RESULTS_FOLDER, SEGMENT, STUDY, WORKITEM, without_failures
+from server.gateway.job_kinds import DELIVER, FETCH, RESULTS_FOLDER, SEGMENT, STUDY, WORKITEM
+from server.gateway.job_payloads import DeliverPayload, FetchPayload, SegmentPayload, StudyPayload, payload_of
 from server.gateway.study_search import find_series, find_studies, find_study
 from server.gateway.uid_hasher import KEY_FILE, UidHasher
 from server.gateway.ups_claims import is_workitem_folder, read_claims
@@ -51,7 +53,9 @@ def reprocess(
         orders = [named] if named.queue == SEGMENT else []
         sent = [named] if named.queue == DELIVER else _newest_deliveries(queue, study, orders)
         if named.queue == DELIVER and what == "segment":
-            orders = [one for one in queue.jobs(queue=SEGMENT, owner=study) if one.id == named.payload["of"]]
+            orders = [
+                one for one in queue.jobs(queue=SEGMENT, owner=study) if one.id == DeliverPayload.from_job(named).of
+            ]
     elif (
         named is None and not find_studies(queue, state, typed) and (mine := find_series(queue, state, typed, SEGMENT))
     ):
@@ -104,29 +108,34 @@ def refetch(
     before = queue.jobs(queue=FETCH, owner=study)
     if waiting := [job for job in before if not job.ended]:
         raise InputError(f"Study {study} is being fetched already, or waits to be fetched (job {waiting[0].id}).")
-    if not is_uid and not before:
+    last = FetchPayload.from_job(before[-1]) if before else None
+    if is_uid:
+        uid = typed
+    elif last is not None:
+        uid = last.uid
+    else:
         raise InputError(f"Study {study} was not fetched from a polled archive; give its Study Instance UID.")
-    uid = typed if is_uid else before[-1].payload["uid"]
     urls = [poll.url for poll in polls if source in (None, poll.name)]
     if len(urls) > 1:
-        urls = [url for url in urls if before and url == before[-1].payload["url"]]
+        urls = [url for url in urls if last is not None and url == last.url]
     if len(urls) != 1:
         names = ", ".join(poll.name for poll in polls) or "none in `polls`"
         raise InputError(f"Choose the archive with --from: {names}.")
-    payload = {"study": study, "url": urls[0], "uid": uid}
-    return queue.put(FETCH, payload, key=f"{urls[0]} {uid} asked for {time.time():.3f}", owner=study)
+    payload = FetchPayload(study=study, url=urls[0], uid=uid)
+    return queue.put(FETCH, payload.to_json(), key=f"{urls[0]} {uid} asked for {time.time():.3f}", owner=study)
 
 
 def _newest(orders: Sequence[QueuedJob]) -> list[QueuedJob]:
     """Return the last job of each rule and series, because earlier ones were superseded."""
-    return list({(one.payload["rule"], one.payload["series"]): one for one in orders}.values())
+    scans = [(SegmentPayload.from_job(one), one) for one in orders]
+    return list({(scan.rule, scan.series): one for scan, one in scans}.values())
 
 
 def _newest_deliveries(queue: Queue, study: str, orders: Sequence[QueuedJob]) -> list[QueuedJob]:
     """Return the last delivery of each of ``orders`` to each destination."""
     wanted = {one.id for one in orders}
-    found = [one for one in deliveries(queue, study) if one.payload["of"] in wanted]
-    return list({(one.payload["of"], one.payload["to"]): one for one in found}.values())
+    found = [(DeliverPayload.from_job(one), one) for one in deliveries(queue, study)]
+    return list({(result.of, result.to): one for result, one in found if result.of in wanted}.values())
 
 
 def redeliver(queue: Queue, state: Path, name: str) -> QueuedJob:
@@ -144,7 +153,8 @@ def redeliver(queue: Queue, state: Path, name: str) -> QueuedJob:
         InputError: There is no such delivery, it has not ended, or the result was deleted.
     """
     job = _ended_job(queue, name, DELIVER, "delivery")
-    if not all((state / RESULTS_FOLDER / job.payload["of"] / file).exists() for file in job.payload["files"]):
+    result = DeliverPayload.from_job(job)
+    if not all((state / RESULTS_FOLDER / result.of / file).exists() for file in result.files):
         raise InputError(f"The result of job {name} is not here any more; have the series segmented again.")
     return _begun_anew(queue, job)
 
@@ -164,8 +174,9 @@ def resegment(queue: Queue, state: Path, name: str) -> QueuedJob:
         InputError: There is no such job, it or a delivery of its result has not ended, or the study was deleted.
     """
     job = _ended_job(queue, name, SEGMENT, "segmentation")
-    _require_study(state, job.payload["study"], job.payload["files"])
-    mine = [one for one in queue.jobs(queue=DELIVER, owner=job.owner) if one.payload.get("of") == job.id]
+    scan = SegmentPayload.from_job(job)
+    _require_study(state, scan.study, scan.files)
+    mine = deliveries(queue, job.owner, job.id)
     if running := [one for one in mine if one.state == "running"]:
         raise InputError(f"Its result is being delivered (job {running[0].id}); wait for the end, or cancel that job.")
     for one in mine:
@@ -199,8 +210,9 @@ def reapply_rules(queue: Queue, state: Path, study: str) -> QueuedJob:
             raise InputError(f"The rules are being applied to study {study} (job {job.id}); wait for the end.")
         if job.queue == SEGMENT and job.state == "running":
             raise InputError(f"Study {study} is being segmented (job {job.id}); wait for the end, or cancel that job.")
-    told = {"study": study, "why": "an operator requested it", "again": _count(queue.jobs(queue=STUDY, owner=study))}
-    return queue.put(STUDY, told, owner=study)
+    before = sum(1 for job in queue.jobs(queue=STUDY, owner=study) if StudyPayload.from_job(job).again)
+    order = StudyPayload(study=study, why="an operator requested it", again=before + 1)
+    return queue.put(STUDY, order.to_json(), owner=study)
 
 
 def require_no_workitem(state: Path, study: str) -> None:
@@ -225,13 +237,13 @@ def belongs_to_ended_workitem(state: Path, job: QueuedJob) -> bool:
 def segmentations(queue: Queue, study: str, series: str | None = None) -> list[QueuedJob]:
     """Return the segmentation jobs of a study, or of one series, by its name in the audit log."""
     found = queue.jobs(queue=SEGMENT, owner=study)
-    return [job for job in found if series is None or job.payload["series"] == series]
+    return [job for job in found if series is None or SegmentPayload.from_job(job).series == series]
 
 
 def deliveries(queue: Queue, study: str, of: str | None = None) -> list[QueuedJob]:
     """Return the delivery jobs of a study, or of one segmentation job."""
     found = queue.jobs(queue=DELIVER, owner=study)
-    return [job for job in found if of is None or job.payload["of"] == of]
+    return [job for job in found if of is None or DeliverPayload.from_job(job).of == of]
 
 
 def _ended_job(queue: Queue, name: str, kind: str, what: str) -> QueuedJob:
@@ -246,20 +258,18 @@ def _ended_job(queue: Queue, name: str, kind: str, what: str) -> QueuedJob:
 
 
 def _begun_anew(queue: Queue, job: QueuedJob) -> QueuedJob:
-    payload = without_failures(job.payload) | {"again": job.payload.get("again", 0) + 1}
-    payload.pop("taken", None)
-    if not queue.retry(job.id, payload, states=ENDED_STATES):
+    payload = payload_of(job).without_failures()
+    payload = dataclasses.replace(payload, again=payload.again + 1)
+    if isinstance(payload, DeliverPayload):
+        payload = dataclasses.replace(payload, taken=())
+    if not queue.retry(job.id, payload.to_json(), states=ENDED_STATES):
         raise InputError(f"Job {job.id} has started meanwhile; inspect it with `semiseg gateway show`.")
     found = queue.get(job.id)
     assert found is not None
     return found
 
 
-def _require_study(state: Path, study: str, files: list[str] | None = None) -> None:
+def _require_study(state: Path, study: str, files: Sequence[str] = ()) -> None:
     folder = state / STUDIES_FOLDER / study
-    if not study or not folder.is_dir() or not all((folder / file).exists() for file in files or ()):
+    if not study or not folder.is_dir() or not all((folder / file).exists() for file in files):
         raise InputError(f"Study {study} is not here any more; have it sent again.")
-
-
-def _count(jobs: list[QueuedJob]) -> int:
-    return sum(1 for job in jobs if job.payload.get("again")) + 1

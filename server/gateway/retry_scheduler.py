@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from server.gateway.context import GatewayContext
 from server.gateway.delivery_result import DeliveryResult
 from server.gateway.inference_client import ServersUnavailable
 from server.gateway.job_kinds import DELIVER, SEGMENT
+from server.gateway.job_payloads import DeliverPayload, JobPayload, payload_of
 from server.jobs.database import QueueError
 from server.jobs.lanes import Lane
 from server.jobs.queue import JobState, QueuedJob
@@ -65,65 +67,54 @@ class RetryScheduler:
         sentence: str,
         at_least: float = 0.0,
         *,
-        payload: dict[str, Any] | None = None,
+        payload: JobPayload | None = None,
         held: bool = False,
     ) -> JobPostponed | JobFailed:
         """Schedule the next attempt of a job with a growing delay, or let it fail after the configured hours."""
-        retry = self._retry_of(job)
-        tries = job.payload.get("tries", 0) + 1
-        delay = retry_delay(tries, retry, at_least)
-        return self._postponed(job, sentence, delay, (payload or job.payload) | {"held": held})
+        payload = payload or payload_of(job)
+        delay = retry_delay(payload.tries + 1, self._retry_of(payload), at_least)
+        return self._postponed(job, sentence, delay, payload, held=held)
 
     def _postponed(
-        self, job: QueuedJob, sentence: str, delay: float, payload: dict[str, Any]
+        self, job: QueuedJob, sentence: str, delay: float, payload: JobPayload, *, held: bool
     ) -> JobPostponed | JobFailed:
-        tries, waited = payload.get("tries", 0) + 1, payload.get("waited", 0.0)
-        retry = self._retry_of(job)
-        if waited > retry.hours * 3600:
-            return JobFailed(_given_up(tries, retry.hours, sentence))
-        to = {"to": payload["to"]} if job.queue == DELIVER else {}
+        retry, later = self._retry_of(payload), payload.after_failure(sentence, delay, held=held)
+        if payload.waited > retry.hours * 3600:
+            return JobFailed(_given_up(later.tries, retry.hours, sentence))
+        to = {"to": payload.to} if isinstance(payload, DeliverPayload) else {}
         self._audit.record(
             "failed",
-            study=payload.get("study", ""),
+            study=payload.study,
             job=job.id,
             kind=job.queue,
             **to,
-            tries=tries,
+            tries=later.tries,
             why=sentence,
             again_in=round(delay, 1),
         )
-        # Delays are added up instead of comparing times, because the clock may be set and the gateway may be stopped.
-        payload = payload | {"tries": tries, "waited": waited + delay, "trouble": sentence}
-        return JobPostponed(sentence, after=delay, payload=payload)
+        return JobPostponed(sentence, after=delay, payload=later.to_json())
 
     def destination_unavailable(
-        self, job: QueuedJob, name: str, payload: dict[str, Any], outcome: DeliveryResult
+        self, job: QueuedJob, payload: DeliverPayload, outcome: DeliveryResult
     ) -> JobPostponed | JobFailed:
         """Schedule the next attempt of a delivery after its destination failed, and delay all jobs that wait for it."""
-        sentence, retry = outcome.describe(), self._retry_of(job)
+        name, sentence, retry = payload.to, outcome.describe(), self._retry_of(payload)
         was_ready = self.backoffs[name].ready()
         delay = self.backoffs[name].record_failure(outcome.trouble, outcome.retry_after_seconds)
         if was_ready:  # once, even if several jobs fail at the same time
             self._queue.change_waiting(
                 DELIVER,
-                lambda one: (
-                    one.payload
-                    | {
-                        "tries": one.payload.get("tries", 0) + 1,
-                        "waited": one.payload.get("waited", 0.0) + delay,
-                        "trouble": outcome.trouble,
-                        "held": True,
-                    }
-                ),
+                lambda one: DeliverPayload.from_job(one).after_failure(outcome.trouble, delay, held=True).to_json(),
                 lane=Lane("to", (name,)),
             )
             for one in self._queue.jobs("waiting", queue=DELIVER):
-                if one.payload["to"] == name and one.payload.get("waited", 0.0) > retry.hours * 3600:
-                    told = _given_up(one.payload["tries"], retry.hours, outcome.trouble)
+                other = DeliverPayload.from_job(one)
+                if other.to == name and other.waited > retry.hours * 3600:
+                    told = _given_up(other.tries, retry.hours, outcome.trouble)
                     if self._queue.fail_waiting(one.id, {"error": told}):
                         self._ended(one, "failed")
         # After the delay another result is tried first, in case this one causes the failure.
-        return self._postponed(job, sentence, delay + min(delay, YIELD_SECONDS), payload | {"held": True})
+        return self._postponed(job, sentence, delay + min(delay, YIELD_SECONDS), payload, held=True)
 
     def destination_recovered(self, name: str) -> None:
         """Record that a destination works; jobs that waited for it are tried at once."""
@@ -139,20 +130,18 @@ class RetryScheduler:
 
     def release_held(self, kind: str, lane: Lane | None = None) -> None:
         """Release all jobs of a kind that wait for a destination or for the servers, so that they are tried at once."""
-        self._queue.change_waiting(
-            kind,
-            lambda job: (
-                {k: v for k, v in job.payload.items() if k not in ("tries", "trouble", "held")}
-                if job.payload.get("held")
-                else None
-            ),
-            lane=lane,
-            at_once=True,
-        )
+
+        def released(job: QueuedJob) -> dict[str, Any] | None:
+            payload = payload_of(job)
+            if not payload.held:
+                return None
+            return dataclasses.replace(payload, tries=0, trouble="", held=False).to_json()
+
+        self._queue.change_waiting(kind, released, lane=lane, at_once=True)
         self._wake(kind)
 
-    def _retry_of(self, job: QueuedJob) -> Retry:
-        backoff = self.backoffs.get(job.payload["to"]) if job.queue == DELIVER else None
+    def _retry_of(self, payload: JobPayload) -> Retry:
+        backoff = self.backoffs.get(payload.to) if isinstance(payload, DeliverPayload) else None
         return self._config.retry if backoff is None else backoff.retry
 
 

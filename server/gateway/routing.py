@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from semiseg.volumes.dicom_index import DicomObject
 from semiseg.volumes.series_rules import SeriesCandidate, group_by_series
 from server.gateway.config import FormatName, GatewayConfig, RoutingRule, formats_for
+from server.gateway.job_payloads import SegmentPayload
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,17 @@ class RoutedSeries:
         told = [study, self.rule.name, self.rule.model, self.forms, sorted(self.to.items()), sorted(self.files)]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
-    def payload(self, study: str, series: str) -> dict[str, Any]:
+    def payload(self, study: str, series: str) -> SegmentPayload:
         """Return the payload of the `segment` job, with the names of its study and series."""
-        return {
-            "study": study,
-            "rule": self.rule.name,
-            "series": series,
-            "model": self.rule.model,
-            "files": self.files,
-            "forms": self.forms,
-            "to": self.to,
-        }
+        return SegmentPayload(
+            study=study,
+            rule=self.rule.name,
+            series=series,
+            model=self.rule.model,
+            files=self.files,
+            forms=self.forms,
+            to=self.to,
+        )
 
 
 def apply_rules(

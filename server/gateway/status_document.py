@@ -15,6 +15,7 @@ from typing import Any
 from semiseg.system.durable_files import free_bytes
 from server.gateway.instance_store import STUDIES_FOLDER
 from server.gateway.job_kinds import JOB_KINDS, SEGMENT
+from server.gateway.job_payloads import DeliverPayload, SegmentPayload, payload_of
 from server.gateway.study_list import list_studies
 from server.gateway.ups_claims import claim_record, read_claims
 from server.jobs.queue import Queue, QueuedJob
@@ -149,7 +150,7 @@ def _is_explained(job: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
 
 def job_tables(queue: Queue, shown: int | None = None) -> dict[str, Any]:
     """Return the number of jobs by kind and state, and the last ``shown`` jobs to be retried and dead letters."""
-    held_up = [job for job in queue.jobs("waiting", "running") if job.payload.get("tries")]
+    held_up = [job for job in queue.jobs("waiting", "running") if payload_of(job).tries]
     letters = queue.jobs("failed")
     return {
         "jobs": {kind: queue.count(kind) for kind in JOB_KINDS},
@@ -160,21 +161,23 @@ def job_tables(queue: Queue, shown: int | None = None) -> dict[str, Any]:
 
 def job_record(job: QueuedJob) -> dict[str, Any]:
     """Return a job as a record for the status, without patient data, and with UIDs only if they are revealed."""
-    told = job.payload
+    payload = payload_of(job)
+    delivery = payload if isinstance(payload, DeliverPayload) else None
+    scan = payload if isinstance(payload, SegmentPayload) else None
     return {
         "id": job.id,
         "kind": job.queue,
         "state": job.state,
-        "study": told.get("study", ""),
-        "rule": told.get("rule", ""),
-        "to": [told["to"]] if isinstance(told.get("to"), str) else sorted(told.get("to", ())),
+        "study": payload.study,
+        "rule": scan.rule if scan else delivery.rule if delivery else "",
+        "to": sorted(scan.to) if scan else [delivery.to] if delivery else [],
         "created": job.created,
         "changed": job.changed,
         "attempts": job.attempts,
-        "tries": told.get("tries", 0),
-        "delivered": len(told.get("taken", ())),
-        "error": job.result.get("error") or told.get("trouble", ""),
-        "refused_since": told.get("refused_since") if told.get("refused") else None,
+        "tries": payload.tries,
+        "delivered": len(delivery.taken) if delivery else 0,
+        "error": job.result.get("error") or payload.trouble,
+        "refused_since": delivery.refused_since if delivery and delivery.refused else None,
     }
 
 

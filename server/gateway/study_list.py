@@ -15,9 +15,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from server.gateway.conflicts import find_conflict
-from server.gateway.delivery_result import refused_since
 from server.gateway.instance_store import STUDIES_FOLDER
 from server.gateway.job_kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
+from server.gateway.job_payloads import DeliverPayload, WorkitemPayload, payload_of
 from server.jobs.queue import Queue, QueuedJob
 
 MAX_REASONS = 4  # reasons shown for each study
@@ -68,7 +68,7 @@ def _study(name: str, folder: Path, jobs: list[QueuedJob], held: str, arriving: 
     instances, series, senders, came = _contents(folder)
     decided, reasons, fits_nothing = _decided(jobs)
     if fetched := [job for job in jobs if job.queue == WORKITEM]:  # inputs of a workitem, which have no sender
-        senders = [fetched[-1].payload["worklist"]]
+        senders = [WorkitemPayload.from_job(fetched[-1]).worklist]
         series = len({one["series"] for one in fetched[-1].result.get("decisions", ())})
     results = _results(jobs)
     trouble, do = _trouble(name, folder, jobs, held, fits_nothing=fits_nothing)
@@ -138,7 +138,7 @@ def _results(jobs: list[QueuedJob]) -> list[dict[str, Any]]:
     for job in jobs:
         if job.queue not in (SEGMENT, DELIVER):
             continue
-        to = job.payload["to"] if job.queue == DELIVER else ""
+        to = DeliverPayload.from_job(job).to if job.queue == DELIVER else ""
         state, why = _state_of(job)
         one = found.setdefault((job.queue, to, state), {"to": to, "state": state, "count": 0, "why": "", "when": 0.0})
         one["count"] += 1
@@ -155,9 +155,10 @@ def _state_of(job: QueuedJob) -> tuple[str, str]:
         why = str(job.result.get("error", ""))
         return "failed", redact_quotes(why)
     if job.state == "waiting":
-        since = refused_since(job.payload)
+        payload = payload_of(job)
+        since = payload.refused_text() if isinstance(payload, DeliverPayload) else ""
         state = "refused" if since else "waiting for the archive" if delivers else "waiting for a server"
-        return state, redact_quotes(since + str(job.payload.get("trouble", "")))
+        return state, redact_quotes(since + payload.trouble)
     if job.state == "running":
         return ("being delivered" if delivers else "being segmented"), ""
     return "cancelled", ""
@@ -178,9 +179,10 @@ def _trouble(name: str, folder: Path, jobs: list[QueuedJob], held: str, *, fits_
         do = f"semiseg gateway {f'show {name}' if is_workitem else f'retry {failed[-1].id}'}"
         return f"{len(failed)} dead letter(s). {why}", do
     for job in jobs:
-        if not job.ended and (since := refused_since(job.payload)):
-            told = redact_quotes(str(job.payload.get("trouble", "")))
-            return f"{since}{told}", f"semiseg gateway show {job.id}"
+        if job.queue == DELIVER and not job.ended:
+            delivery = DeliverPayload.from_job(job)
+            if since := delivery.refused_text():
+                return f"{since}{redact_quotes(delivery.trouble)}", f"semiseg gateway show {job.id}"
     if fits_nothing:
         return "No rule matches any of its series.", f"semiseg gateway show {name}"
     return "", ""

@@ -9,6 +9,7 @@ from server.gateway.archive_poller import ArchivePoller
 from server.gateway.config import GatewayConfig
 from server.gateway.instance_store import InstanceStore
 from server.gateway.job_kinds import FETCH
+from server.gateway.job_payloads import FetchPayload
 from server.jobs.queue import Queue
 
 INCOMPLETE_ADVICE = "`semiseg gateway complete STUDY` has it segmented as it is; `purge STUDY` deletes it."
@@ -24,7 +25,7 @@ class StudyProblems:
         queue: Queue,
         instance_store: InstanceStore,
         held: Callable[[], Mapping[str, str]],
-        pollings: Callable[[], Sequence[ArchivePoller]],
+        pollings: Sequence[ArchivePoller],
     ) -> None:
         """Configure where problems are looked for.
 
@@ -33,7 +34,7 @@ class StudyProblems:
             queue: Queue of all jobs.
             instance_store: Store of the studies' instances.
             held: Function that returns the reasons why studies are held, by name.
-            pollings: Function that returns the pollers of archives.
+            pollings: Pollers of archives, which may be added later.
         """
         self._config, self._queue, self._instance_store, self._held, self._pollings = (
             config,
@@ -42,6 +43,14 @@ class StudyProblems:
             held,
             pollings,
         )
+
+    def instance_count(self, name: str) -> int:
+        """Return the number of stored instances of a study."""
+        return len(self._instance_store.instances(name))
+
+    def is_being_fetched(self, name: str) -> bool:
+        """Return True while a study is fetched from an archive, or waits for it."""
+        return bool(self._queue.jobs("waiting", "running", queue=FETCH, owner=name))
 
     def missing_text(self, name: str) -> str:
         """Describe what is missing of a study, as a sentence; "" if nothing is known to be missing."""
@@ -70,11 +79,11 @@ class StudyProblems:
         }
         patience = {poll.url: poll.trouble_after for poll in self._config.polls}
         for job in self._queue.jobs("waiting", "running", queue=FETCH):
-            told, name = job.payload, job.payload["study"]
-            if told.get("tries", 0) >= patience.get(told["url"], 1):
-                why = f"Fetching it failed {told['tries']} times; it is tried again. {told['trouble']}"
-                found.setdefault(name, {"study": name, "since": job.created, "why": why})
-        for polling in list(self._pollings()):
+            fetch = FetchPayload.from_job(job)
+            if fetch.tries >= patience.get(fetch.url, 1):
+                why = f"Fetching it failed {fetch.tries} times; it is tried again. {fetch.trouble}"
+                found.setdefault(fetch.study, {"study": fetch.study, "since": job.created, "why": why})
+        for polling in list(self._pollings):
             for one in polling.unstable_studies():
                 found.setdefault(str(one["study"]), one)
         return sorted(found.values(), key=lambda one: float(one["since"]), reverse=True)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from server.gateway.config import Completeness
 
@@ -39,6 +40,22 @@ class _PendingStudy:
         return self.since, self.hint, self.contradicted, self.expected, self.said, self.broken_by
 
 
+class StudyFacts(Protocol):
+    """Facts about stored studies, on which their completion depends."""
+
+    def instance_count(self, name: str) -> int:
+        """Return the number of stored instances of a study."""
+
+    def is_being_fetched(self, name: str) -> bool:
+        """Return True while a study is fetched from an archive; its quiet time does not run meanwhile."""
+
+    def missing_text(self, name: str) -> str:
+        """Describe what is known to be missing of a study, as a sentence; "" if nothing is."""
+
+    def conflict_text(self, name: str) -> str:
+        """Describe what an operator has to decide before a study is segmented, as a sentence; "" if nothing."""
+
+
 class StudyTracker:
     """Studies with events since they were last complete.
 
@@ -46,36 +63,22 @@ class StudyTracker:
     before is recognised by the queue, whose key includes the instances.
     """
 
-    def __init__(
-        self,
-        rule: Completeness,
-        count: Callable[[str], int],
-        known: Iterable[str],
-        *,
-        lacking: Callable[[str], str] = lambda _: "",
-        undecided: Callable[[str], str] = lambda _: "",
-        fetching: Callable[[str], bool] = lambda _: False,
-        interrupted: Mapping[str, str] | None = None,
-    ) -> None:
-        """Start with the stored studies, which are all open.
+    def __init__(self, rule: Completeness) -> None:
+        """Start without studies; ``rule`` is the configuration."""
+        self._rule = rule
+        self._lock = threading.Lock()
+        self._open: dict[str, _PendingStudy] = {}
+
+    def open_stored(self, names: Iterable[str], interrupted: Mapping[str, str]) -> None:
+        """Open the studies that were stored by a former process.
 
         Args:
-            rule: Configuration.
-            count: Function that returns the number of stored instances of a study.
-            known: Names of the stored studies.
-            lacking: Function that returns what is known to be missing of a study, as a sentence; "" if nothing.
-            undecided: Function that returns what an operator has to decide before a study is segmented, as a sentence;
-                "" if nothing.
-            fetching: Function that returns True while a study is fetched from an archive; its quiet time does not run
-                meanwhile.
-            interrupted: Senders whose transfer had not ended when a former process stopped, by study.
+            names: Names of the studies.
+            interrupted: Senders whose transfer had not ended when that process stopped, by study.
         """
-        self._rule, self._count, self._lacking, self._fetching = rule, count, lacking, fetching
-        self._undecided = undecided
-        self._lock = threading.Lock()
-        self._open = {name: _PendingStudy(time.monotonic()) for name in known}
-        for name, sender in (interrupted or {}).items():
-            self._open.setdefault(name, _PendingStudy(time.monotonic())).broken_by = sender
+        with self._lock:
+            for name in (*names, *interrupted):
+                self._open.setdefault(name, _PendingStudy(time.monotonic())).broken_by = interrupted.get(name, "")
 
     def instance_arriving(self, name: str, announced: int | None) -> None:
         """Record the arrival of an instance, with the number of instances that it announces for its study."""
@@ -131,10 +134,14 @@ class StudyTracker:
             else:
                 one.expected = expected
 
-    def process_complete(self, then: Callable[[str, str], None]) -> float:
+    def process_complete(self, facts: StudyFacts, then: Callable[[str, str], None]) -> float:
         """Call ``then(name, why)`` for each study that is complete now, and close it.
 
         If ``then`` fails, or an instance arrives meanwhile, the study stays open.
+
+        Args:
+            facts: Facts about the stored studies.
+            then: Function that is called with the name of each complete study and the reason.
 
         Returns:
             Seconds until the next check.
@@ -143,18 +150,18 @@ class StudyTracker:
             looked_at = {name: (one, one.snapshot()) for name, one in self._open.items()}
         pause = 1.0
         for name, (one, stand) in looked_at.items():
-            why, wait = self._completion_reason(name, one)
+            why, wait = self._completion_reason(name, one, facts)
             if not why:
                 pause = min(pause, wait)
                 continue
-            if not one.said and self._fetching(name):
+            if not one.said and facts.is_being_fetched(name):
                 with self._lock:
                     one.since = time.monotonic()
                 continue
-            if undecided := self._undecided(name):
+            if undecided := facts.conflict_text(name):
                 one.held = undecided
                 continue
-            if lacking := self._lacking(name):
+            if lacking := facts.missing_text(name):
                 if self._rule.incomplete == "hold":
                     one.held = lacking
                     continue
@@ -166,12 +173,12 @@ class StudyTracker:
                     del self._open[name]
         return max(0.05, pause)
 
-    def _completion_reason(self, name: str, one: _PendingStudy) -> tuple[str, float]:
+    def _completion_reason(self, name: str, one: _PendingStudy, facts: StudyFacts) -> tuple[str, float]:
         """Return the reason why a study is complete, or "" and the seconds until it may be."""
         if one.said:
             return one.said, 0.0
         rule, quiet = self._rule, time.monotonic() - one.since
-        count = self._count(name) if one.expected is not None or one.hint is not None else 0
+        count = facts.instance_count(name) if one.expected is not None or one.hint is not None else 0
         if one.expected is not None and count >= one.expected:
             return f"{count} of {one.expected} announced instances have arrived", 0.0
         wait = 1.0

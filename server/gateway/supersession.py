@@ -15,6 +15,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from semiseg.system.durable_files import replace_file
+from server.gateway.job_payloads import SegmentPayload
 from server.jobs.lanes import Lane
 from server.jobs.queue import Queue, QueuedJob
 
@@ -31,13 +32,13 @@ def earlier_jobs(queue: Queue, kind: str, job: QueuedJob) -> list[QueuedJob]:
         kind: Kind of the jobs.
         job: Job of this kind, or one with the same fields in its payload.
     """
-    found = []
+    found, scan = [], SegmentPayload.from_job(job)
     # The lane limits the query to one series, because a study may have thousands.
-    same_series = Lane("series", (job.payload["series"],))
-    for one in queue.jobs("waiting", "running", "done", queue=kind, owner=job.payload["study"], lane=same_series):
+    same_series = Lane("series", (scan.series,))
+    for one in queue.jobs("waiting", "running", "done", queue=kind, owner=scan.study, lane=same_series):
         if one.id == job.id:
             break
-        if one.payload["rule"] == job.payload["rule"]:
+        if SegmentPayload.from_job(one).rule == scan.rule:
             found.append(one)
     return found
 

@@ -23,6 +23,7 @@ from server.gateway.context import GatewayContext
 from server.gateway.dicomweb import create_dicomweb_client
 from server.gateway.instance_store import InstanceIdentity
 from server.gateway.job_kinds import SEGMENT
+from server.gateway.job_payloads import WorkitemPayload
 from server.gateway.retrieval import (
     ExpectedInstances,
     FetchError,
@@ -32,7 +33,7 @@ from server.gateway.retrieval import (
     retrieve_parts,
 )
 from server.gateway.routing import apply_rules, route_series
-from server.gateway.study_router import decision_records
+from server.gateway.stages.route import decision_records
 from server.gateway.ups_attributes import BAD_TYPE, INCOMPLETE, UNSPECIFIED
 from server.gateway.ups_claims import WORKITEM_MARK
 from server.gateway.ups_config import Worklist
@@ -52,34 +53,33 @@ class WorkitemInputs:
 
     def run(self, task: RunningJob) -> dict[str, Any]:
         """Retrieve the inputs, and add a `segment` job for each series that matches to the queue."""
-        told = task.job.payload
-        worklist = next((one for one in self._config.worklists if one.name == told["worklist"]), None)
-        if worklist is None or step_index(worklist, told["step"]) is None:
+        item = WorkitemPayload.from_job(task.job)
+        worklist = next((one for one in self._config.worklists if one.name == item.worklist), None)
+        if worklist is None or step_index(worklist, item.step) is None:
             raise JobFailed("The configuration does not have this step of the worklist any more.", code=UNSPECIFIED)
         try:
-            self._fetch(task, worklist)
+            self._fetch(task, item, worklist)
         except FetchError as error:
-            raise self._again(task, worklist, str(error)) from None
-        return self._decide(task, worklist)
+            raise self._again(task, item, worklist, str(error)) from None
+        return self._decide(item, worklist)
 
-    def _fetch(self, task: RunningJob, worklist: Worklist) -> None:
-        told = task.job.payload
+    def _fetch(self, task: RunningJob, item: WorkitemPayload, worklist: Worklist) -> None:
         archives = {poll.url: poll for poll, _ in input_archives(self._config, worklist)}
-        folder = self._instance_store.studies / told["study"]
+        folder = self._instance_store.studies / item.study
         folder.mkdir(exist_ok=True)
         (folder / WORKITEM_MARK).touch()
         count = 0
-        for number, item in enumerate(told["inputs"]):
-            one = WorkitemInput(item["archive"], item["study"], item["series"], tuple(item["instances"]))
+        for number, given in enumerate(item.inputs):
+            one = WorkitemInput(given["archive"], given["study"], given["series"], tuple(given["instances"]))
             if one.archive not in archives:
                 raise JobFailed("The configuration does not have the archive of the inputs any more.", code=UNSPECIFIED)
-            task.progress = {"inputs": number, "of": len(told["inputs"])}
+            task.progress = {"inputs": number, "of": len(item.inputs)}
             if one.instances and all((folder / self._file_of(uid)).exists() for uid in one.instances):
                 count += len(one.instances)
                 continue
             count += self._fetch_one(archives[one.archive], one, folder, task.cancelled)
         sync(folder)
-        self._audit.record("inputs fetched", workitem=told["study"], job=task.job.id, instances=count)
+        self._audit.record("inputs fetched", workitem=item.study, job=task.job.id, instances=count)
 
     def _fetch_one(self, poll: PolledArchive, one: WorkitemInput, folder: Path, cancelled: Callable[[], bool]) -> int:
         """Retrieve and store the instances of one input.
@@ -117,19 +117,18 @@ class WorkitemInputs:
     def _file_of(self, uid: str) -> str:
         return f"{_PREFIX}{self._context.hasher.hash(uid)}.dcm"
 
-    def _decide(self, task: RunningJob, worklist: Worklist) -> dict[str, Any]:
-        name = task.job.payload["study"]
-        number = step_index(worklist, task.job.payload["step"])
+    def _decide(self, item: WorkitemPayload, worklist: Worklist) -> dict[str, Any]:
+        name, number = item.study, step_index(worklist, item.step)
         assert number is not None
-        rule = self._rule(task, worklist, number)
+        rule = self._rule(item, worklist, number)
         objects, _ = index_files(self._instance_store.instances(name))
         decisions = apply_rules(objects, [worklist.name], [rule])
         put = []
         for order in route_series(decisions, self._config.model_copy(update={"rules": (rule,)})):
             payload = order.payload(name, self._context.series_name(order.series))
             # A workitem that is scheduled again under the same UID is performed again.
-            key = f"{order.key(name)} {task.job.payload['transaction']}"
-            put.append(self._context.queue.put(SEGMENT, payload, key=key, owner=name).id)
+            key = f"{order.key(name)} {item.transaction}"
+            put.append(self._context.queue.put(SEGMENT, payload.to_json(), key=key, owner=name).id)
         told, quiet = decision_records(decisions, self._context.series_name)
         self._audit.record("decided", workitem=name, instances=len(objects), decisions=quiet, jobs=put)
         if not put:
@@ -141,30 +140,30 @@ class WorkitemInputs:
         self._context.wake(SEGMENT)
         return {"instances": len(objects), "decisions": told, "jobs": put}
 
-    def _rule(self, task: RunningJob, worklist: Worklist, number: int) -> RoutingRule:
+    def _rule(self, item: WorkitemPayload, worklist: Worklist, number: int) -> RoutingRule:
         """Return the step's rule with the requested destinations of the workitem that are configured.
 
         The destinations of the step are added if the workitem also requests one that is not configured (PS3.3 table
         C.30.2-1 allows a default).
         """
-        rule, told = rule_for_step(self._config, worklist, number), task.job.payload
-        asked = [name for name in told.get("outputs", ()) if name in self._config.destinations]
+        rule = rule_for_step(self._config, worklist, number)
+        asked = [name for name in item.outputs if name in self._config.destinations]
         if not asked:
             return rule
-        more = rule.to if told["outputs_elsewhere"] else ()
+        more = rule.to if item.outputs_elsewhere else ()
         return rule.model_copy(update={"to": tuple(dict.fromkeys((*asked, *more)))})
 
-    def _again(self, task: RunningJob, worklist: Worklist, sentence: str) -> JobPostponed | JobFailed:
-        told, retry = task.job.payload, self._config.retry
-        tries, waited = told.get("tries", 0) + 1, told.get("waited", 0.0)
-        if waited >= worklist.fetch_hours * 3600:
+    def _again(
+        self, task: RunningJob, item: WorkitemPayload, worklist: Worklist, sentence: str
+    ) -> JobPostponed | JobFailed:
+        tries, seconds = item.tries + 1, worklist.fetch_hours * 3600
+        if item.waited >= seconds:
             return JobFailed(f"The inputs could not be retrieved in {tries} attempts. {sentence}", code=INCOMPLETE)
         # The last attempt is made when the time has elapsed, and not before.
-        delay = min(retry_delay(tries, retry), max(1.0, worklist.fetch_hours * 3600 - waited))
-        fields = {"workitem": told["study"], "job": task.job.id, "kind": task.job.queue, "tries": tries}
+        delay = min(retry_delay(tries, self._config.retry), max(1.0, seconds - item.waited))
+        fields = {"workitem": item.study, "job": task.job.id, "kind": task.job.queue, "tries": tries}
         self._audit.record("failed", **fields, why=sentence, again_in=round(delay, 1))
-        payload = told | {"tries": tries, "waited": waited + delay, "trouble": sentence}
-        return JobPostponed(sentence, after=delay, payload=payload)
+        return JobPostponed(sentence, after=delay, payload=item.after_failure(sentence, delay).to_json())
 
 
 def step_index(worklist: Worklist, written: str) -> int | None:

@@ -12,6 +12,7 @@ in both directions. Each stage is on disk (`ups_claims`) before it is acted on, 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from server.gateway.backoff import Backoff, retry_delay
 from server.gateway.config import PolledArchive
 from server.gateway.context import GatewayContext
 from server.gateway.job_kinds import WORKITEM
+from server.gateway.job_payloads import WorkitemPayload
 from server.gateway.ups_attributes import (
     REJECTED,
     UNSPECIFIED,
@@ -135,24 +137,21 @@ class ClaimLifecycle:
             self._finish(claim, "CANCELED", CancellationReason(*REJECTED, str(error)))
             return
         outputs = item.outputs(self._config.destinations)
-        payload = {
-            "study": claim.name,
-            "worklist": claim.worklist,
-            "outputs": outputs.names,
-            "outputs_elsewhere": outputs.elsewhere,
-            "step": claim.step,
-            "transaction": claim.transaction,
-            "inputs": [
-                {"archive": one.archive, "study": one.study, "series": one.series, "instances": one.instances}
-                for one in inputs
-            ],
-        }
+        payload = WorkitemPayload(
+            study=claim.name,
+            worklist=claim.worklist,
+            step=claim.step,
+            transaction=claim.transaction,
+            inputs=[dataclasses.asdict(one) for one in inputs],
+            outputs=outputs.names,
+            outputs_elsewhere=outputs.elsewhere,
+        )
         begun = performed_changes(self._worklist.station, claim.codes, claim.started, "", "", [])
         with contextlib.suppress(
             WorkitemConflict
         ):  # some managers refuse these attributes; the ownership is checked with the progress
             self._client.update(claim.uid, claim.transaction, begun)
-        self._queue.put(WORKITEM, payload, key=f"{claim.name} {claim.transaction}", owner=claim.name)
+        self._queue.put(WORKITEM, payload.to_json(), key=f"{claim.name} {claim.transaction}", owner=claim.name)
         claim.stage = "performing"
         self._claims.write(claim)
         self._wake(WORKITEM)

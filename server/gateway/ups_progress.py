@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 
 from server.gateway.config import Destination, GatewayConfig
 from server.gateway.job_kinds import DELIVER, RESULTS_FOLDER, SEGMENT, WORKITEM
+from server.gateway.job_payloads import DeliverPayload, WorkitemPayload, payload_of
 from server.gateway.ups_attributes import (
     BAD_FORMAT,
     EQUIPMENT,
@@ -101,13 +102,12 @@ def delivered_results(queue: Queue, name: str, config: GatewayConfig) -> Deliver
     for job in queue.jobs(owner=name):
         if job.queue == SEGMENT and job.state == "done":
             model = model or _model(job)
-        if job.queue != DELIVER or job.payload["to"] not in config.destinations:
+        if job.queue != DELIVER or (result := DeliverPayload.from_job(job)).to not in config.destinations:
             continue
-        taken = job.payload["files"] if job.state == "done" else job.payload.get("taken", ())
-        for file in taken:
-            path = config.state / RESULTS_FOLDER / job.payload["of"] / file
+        for file in result.files if job.state == "done" else result.taken:
+            path = config.state / RESULTS_FOLDER / result.of / file
             if path.exists():
-                files.setdefault(path, []).append(config.destinations[job.payload["to"]])
+                files.setdefault(path, []).append(config.destinations[result.to])
     return DeliveredResults(output_items(files), model)
 
 
@@ -124,7 +124,7 @@ def _unfinished(first: QueuedJob) -> WorkitemProgress:
         return WorkitemProgress(0, "", end="CANCELED", reason=CancellationReason(value, meaning, sentence))
     if first.state == "cancelled":
         return WorkitemProgress(0, "", end="CANCELED", reason=_OPERATOR)
-    return WorkitemProgress(5, "Fetching the inputs", trouble=str(first.payload.get("trouble", "")))
+    return WorkitemProgress(5, "Fetching the inputs", trouble=WorkitemPayload.from_job(first).trouble)
 
 
 def _reason(bad: QueuedJob) -> CancellationReason:
@@ -133,7 +133,9 @@ def _reason(bad: QueuedJob) -> CancellationReason:
     if bad.state == "cancelled":
         return _OPERATOR
     if bad.queue == DELIVER:
-        return CancellationReason(*EQUIPMENT, f"The results could not be delivered to {bad.payload['to']}.")
+        return CancellationReason(
+            *EQUIPMENT, f"The results could not be delivered to {DeliverPayload.from_job(bad).to}."
+        )
     if error.startswith(_GIVEN_UP):
         return CancellationReason(*EQUIPMENT, "No segmentation server was available in time.")
     if "not here any more" in error:
@@ -158,8 +160,9 @@ def _words(jobs: list[QueuedJob]) -> str:
 
 def _trouble(jobs: list[QueuedJob]) -> str:
     for job in jobs:
-        if job.payload.get("tries"):
-            what = f"delivered to {job.payload['to']}" if job.queue == DELIVER else "segmented"
+        payload = payload_of(job)
+        if payload.tries:
+            what = f"delivered to {payload.to}" if isinstance(payload, DeliverPayload) else "segmented"
             return f"It could not be {what} yet; job {job.id} is retried."
     return ""
 

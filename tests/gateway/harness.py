@@ -23,11 +23,21 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.volume import Volume
+from server.gateway.job_payloads import SegmentPayload
 from tests.bundles import expected_mask, scan_array
 from tests.processes import START_SECONDS, RunningProcess
 
 UNREACHABLE_DESTINATIONS = {"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}}
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
+
+
+def scan_payload(study: str, series: str, *files: str) -> dict[str, Any]:
+    """The payload of a `segment` job."""
+    forms = ("seg",)
+    scan = SegmentPayload(
+        study=study, rule="r", series=series, model=None, files=files, forms=forms, to={"archive": forms}
+    )
+    return scan.to_json()
 
 
 def write_study(folder: Path, name: str, *, shape: tuple[int, int, int] = (20, 18, 6), description: str = "T1") -> str:

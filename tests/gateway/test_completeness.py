@@ -17,7 +17,7 @@ from server.gateway.config import Completeness
 from server.gateway.instance_store import parse_count
 from server.gateway.study_tracker import StudyTracker
 from tests.gateway.harness import make_offline_config, running_gateway, write_study
-from tests.gateway.test_instance_store import Clock
+from tests.gateway.test_instance_store import Clock, Facts
 from tests.polling import wait_until
 
 
@@ -26,24 +26,18 @@ class Watched:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rule: Completeness | None = None) -> None:
         self.clock = Clock(monkeypatch)
-        self.here, self.lacking, self.fetching = 0, "", False
+        self.facts = Facts(study=0)
         self.reasons: list[str] = []
-        self.studies = StudyTracker(
-            rule or Completeness(quiet_seconds=60, counted_seconds=5),
-            lambda _: self.here,
-            [],
-            lacking=lambda _: self.lacking,
-            fetching=lambda _: self.fetching,
-        )
+        self.studies = StudyTracker(rule or Completeness(quiet_seconds=60, counted_seconds=5))
 
     def comes(self, announced: int | None = None) -> None:
         self.studies.instance_arriving("study", announced)
-        self.here += 1
+        self.facts.counts["study"] += 1
 
     def after(self, seconds: float) -> list[str]:
         """Reasons for which the study was complete so far."""
         self.clock.now += seconds
-        self.studies.process_complete(lambda _, why: self.reasons.append(why))
+        self.studies.process_complete(self.facts, lambda _, why: self.reasons.append(why))
         return self.reasons
 
 
@@ -120,10 +114,10 @@ def test_sender_that_comes_again_after_it_broke_off_is_waited_for_as_usual(monke
 def test_quiet_time_does_not_run_while_an_archive_is_to_give_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch)
     watched.comes()
-    watched.fetching = True
+    watched.facts.fetching = True
     for _ in range(100):
         assert watched.after(30) == []
-    watched.fetching = False
+    watched.facts.fetching = False
     assert watched.after(29) == []
     assert len(watched.after(31)) == 1
 
@@ -131,20 +125,20 @@ def test_quiet_time_does_not_run_while_an_archive_is_to_give_the_rest(monkeypatc
 def test_study_that_is_known_to_lack_something_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch)
     watched.comes()
-    watched.lacking = "One instance was refused."
+    watched.facts.lacking = "One instance was refused."
     assert watched.after(100) == []
     assert watched.studies.held_reasons() == {"study": "One instance was refused."}
     assert not watched.studies.is_open("study") and watched.studies.open_count() == 0
     watched.comes()
     assert watched.studies.held_reasons() == {}  # the sender may bring the rest
-    watched.lacking = ""
+    watched.facts.lacking = ""
     assert len(watched.after(60)) == 1
 
 
 def test_study_that_lacks_something_is_segmented_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch, Completeness(quiet_seconds=60, incomplete="segment"))
     watched.comes()
-    watched.lacking = "One instance was refused."
+    watched.facts.lacking = "One instance was refused."
     assert watched.after(60) == ["nothing has arrived for 60 s; One instance was refused."]
 
 

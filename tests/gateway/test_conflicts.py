@@ -20,7 +20,14 @@ from server.gateway.instance_store import InstanceStore
 from server.gateway.study_search import find_studies, find_study
 from server.gateway.uid_hasher import KEY_FILE, UidHasher
 from server.jobs.queue import Queue
-from tests.gateway.harness import RunningGateway, dimse_destination, make_config, running_gateway, write_study
+from tests.gateway.harness import (
+    RunningGateway,
+    dimse_destination,
+    make_config,
+    running_gateway,
+    scan_payload,
+    write_study,
+)
 from tests.gateway.peers import FakeStorageSCP, fake_storage_scp
 from tests.polling import wait_until
 from tests.server.harness import RunningServer
@@ -183,7 +190,7 @@ def test_decision_for_what_is_being_worked_on_is_refused(tmp_path: Path) -> None
     take(instance_store, tmp_path / "a", PatientID="b")
     queue = Queue(tmp_path / "state" / DATABASE_FILE)
     (study,) = instance_store.study_names()
-    queue.put("segment", {"study": study, "series": "x", "rule": "r", "files": []}, owner=study)
+    queue.put("segment", scan_payload(study, "x"), owner=study)
     assert queue.lease("segment", 60) is not None
     answer = CliRunner().invoke(app, ["--config", str(config), "conflict", uid, "--take-new"])
     assert isinstance(answer.exception, InputError) and "is being worked on" in str(answer.exception)

@@ -140,16 +140,36 @@ class Clock:
         monkeypatch.setattr("server.gateway.study_tracker.time.monotonic", lambda: self.now)
 
 
+class Facts:
+    """Facts about studies that a test sets."""
+
+    def __init__(self, **counts: int) -> None:
+        self.counts = counts
+        self.lacking, self.fetching = "", False
+
+    def instance_count(self, name: str) -> int:
+        return self.counts.get(name, 0)
+
+    def is_being_fetched(self, name: str) -> bool:
+        return self.fetching
+
+    def missing_text(self, name: str) -> str:
+        return self.lacking
+
+    def conflict_text(self, name: str) -> str:
+        return ""
+
+
 def test_study_is_complete_after_a_quiet_time_or_its_count_or_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """GW-03."""
-    clock, counts = Clock(monkeypatch), {"counted": 1}
-    rule = Completeness(quiet_seconds=10, counted_seconds=3)
-    studies = StudyTracker(rule, lambda name: counts.get(name, 0), ["old"])
+    clock, facts = Clock(monkeypatch), Facts(counted=1)
+    studies = StudyTracker(Completeness(quiet_seconds=10, counted_seconds=3))
+    studies.open_stored(["old"], {})
     told: list[tuple[str, str]] = []
 
     def look() -> list[str]:
         told.clear()
-        studies.process_complete(lambda name, why: told.append((name, why)))
+        studies.process_complete(facts, lambda name, why: told.append((name, why)))
         return [name for name, _ in told]
 
     studies.instance_arriving("quiet", None)
@@ -158,7 +178,7 @@ def test_study_is_complete_after_a_quiet_time_or_its_count_or_a_word(monkeypatch
     assert look() == []
     studies.mark_complete("said", "it was declared complete")
     assert look() == ["said"]
-    counts["counted"] = 2
+    facts.counts["counted"] = 2
     assert look() == []  # more may come than is announced
     clock.now += 3
     assert look() == ["counted"] and "2 of 2" in told[0][1]
@@ -175,20 +195,21 @@ def test_study_is_complete_after_a_quiet_time_or_its_count_or_a_word(monkeypatch
 
 def test_study_stays_open_when_nobody_could_write_down_that_it_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    studies = StudyTracker(Completeness(quiet_seconds=1), lambda _: 0, ["one"])
+    studies = StudyTracker(Completeness(quiet_seconds=1))
+    studies.open_stored(["one"], {})
     clock.now += 2
 
     def fail(name: str, why: str) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        studies.process_complete(fail)
+        studies.process_complete(Facts(), fail)
     assert studies.is_open("one")
 
     def arrives(name: str, why: str) -> None:
         studies.instance_arriving(name, None)
 
-    studies.process_complete(arrives)
+    studies.process_complete(Facts(), arrives)
     assert studies.is_open("one")
 
 

@@ -16,7 +16,14 @@ from server.gateway.gateway import DATABASE_FILE
 from server.gateway.reprocessing import deliveries, reapply_rules, redeliver, reprocess, resegment, segmentations
 from server.gateway.uid_hasher import KEY_FILE, UidHasher
 from server.jobs.queue import Queue
-from tests.gateway.harness import RunningGateway, dimse_destination, make_config, running_gateway, write_study
+from tests.gateway.harness import (
+    RunningGateway,
+    dimse_destination,
+    make_config,
+    running_gateway,
+    scan_payload,
+    write_study,
+)
 from tests.gateway.peers import FakeStorageSCP, fake_storage_scp
 from tests.polling import wait_until
 from tests.server.harness import RunningServer
@@ -148,7 +155,7 @@ def test_nothing_is_begun_again_while_it_is_done(tmp_path: Path) -> None:
     (tmp_path / "results" / "r").mkdir(parents=True)
     for file in ("studies/s/a", "results/r/f"):
         (tmp_path / file).touch()
-    segment = queue.put("segment", {"study": "s", "files": ["a"], "series": "x"}, owner="s")
+    segment = queue.put("segment", scan_payload("s", "x", "a"), owner="s")
     with pytest.raises(InputError, match="is waiting already"):
         resegment(queue, tmp_path, segment.id)
     held = queue.lease("segment", 60)
@@ -183,8 +190,7 @@ def test_newest_of_each_series_is_done_again_and_the_rest_is_said(tmp_path: Path
     (tmp_path / "studies" / study).mkdir(parents=True)
     orders, sent = [], []
     for number, series in enumerate(("1.2.3.1", "1.2.3.1", "1.2.3.2")):
-        payload = {"study": study, "files": [], "series": hasher.hash(series), "rule": "r"}
-        orders.append(queue.put("segment", payload, owner=study))
+        orders.append(queue.put("segment", scan_payload(study, hasher.hash(series)), owner=study))
         queue.end(queue.lease("segment", 60), "done", {})
         sent.append(queue.put("deliver", {"of": orders[-1].id, "to": "pacs", "files": []}, owner=study))
         if number < 2:

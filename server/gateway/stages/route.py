@@ -8,25 +8,24 @@ from typing import Any
 
 from semiseg.volumes.dicom_index import index_files
 from server.gateway.conflicts import ConflictChoice
-from server.gateway.context import GatewayContext
+from server.gateway.context import RECHECK_SECONDS, GatewayContext
 from server.gateway.instance_store import delete
-from server.gateway.job_kinds import DELIVER, RESULTS_FOLDER, SEGMENT, STUDY, repeat_field, without_failures
+from server.gateway.job_kinds import DELIVER, SEGMENT, STUDY
+from server.gateway.job_payloads import SegmentPayload, StudyPayload
 from server.gateway.routing import RuleDecision, apply_rules, route_series
 from server.gateway.study_list import redact_quotes
 from server.jobs.lanes import Lane
 from server.jobs.queue import QueuedJob
 from server.jobs.worker import JobFailed, JobPostponed, RunningJob
 
-RECHECK_SECONDS = 1.0  # seconds after which a job checks again whether another job has ended
 
-
-class StudyRouter:
+class RouteStage:
     """Creates the `segment` jobs of studies; thread-safe."""
 
     def __init__(
         self, context: GatewayContext, *, is_open: Callable[[str], bool], complete: Callable[[str, str], None]
     ) -> None:
-        """Configure the router.
+        """Configure the stage.
 
         Args:
             context: Shared objects of the gateway.
@@ -36,18 +35,18 @@ class StudyRouter:
         self._config, self._queue, self._instance_store = context.config, context.queue, context.instance_store
         self._series_name, self._audit, self._wake = context.series_name, context.audit, context.wake
         self._is_open, self._complete = is_open, complete
-        self._results = context.config.state / RESULTS_FOLDER
+        self._results = context.results
 
-    def route(self, task: RunningJob) -> dict[str, Any]:
+    def run(self, task: RunningJob) -> dict[str, Any]:
         """Apply the rules to a study that is complete."""
-        name, again = task.job.payload["study"], task.job.payload.get("again")
-        choice = task.job.payload.get("conflict")
-        if (again or choice) and self._is_open(name):
+        order = StudyPayload.from_job(task.job)
+        name = order.study
+        if (order.again or order.conflict) and self._is_open(name):
             raise JobPostponed("Instances of the study are arriving.", after=2.0)
         if any(one.created < task.job.created for one in self._queue.jobs("running", queue=STUDY, owner=name)):
             raise JobPostponed("The rules are being applied to the study.", after=RECHECK_SECONDS)
-        if choice:
-            return self._settle(task.job, name, choice)
+        if order.conflict:
+            return self._settle(task.job, name, order.conflict)
         objects, _ = index_files(self._instance_store.instances(name))
         decisions = apply_rules(
             objects,
@@ -59,20 +58,20 @@ class StudyRouter:
         # Waiting jobs are queried once, because a study may have thousands of series.
         before: dict[tuple[str, str], list[QueuedJob]] = {}
         for job in self._queue.jobs("waiting", queue=SEGMENT, owner=name):
-            before.setdefault((job.payload["rule"], job.payload["series"]), []).append(job)
-        made = self._made_before(task.job, name)
-        for order in route_series(decisions, self._config):
-            payload = order.payload(name, self._series_name(order.series))
-            keys = made.get((payload["rule"], payload["series"]), ())
-            if keys and order.key(name) not in keys:
+            before.setdefault(_series_of(job), []).append(job)
+        made = {} if order.decided else self._made_before(name)
+        for scan in route_series(decisions, self._config):
+            payload = scan.payload(name, self._series_name(scan.series))
+            keys = made.get((payload.rule, payload.series), ())
+            if keys and scan.key(name) not in keys:
                 late += 1
                 continue
-            job = self._queue.put(SEGMENT, payload, key=order.key(name), owner=name)
+            job = self._queue.put(SEGMENT, payload.to_json(), key=scan.key(name), owner=name)
             put.append(job.id)
-            self._supersede(job, before.get((payload["rule"], payload["series"]), ()))
-            if again and job.state in ("failed", "cancelled"):
-                self._queue.retry(job.id, without_failures(job.payload))
-        if again:
+            self._supersede(job, before.get((payload.rule, payload.series), ()))
+            if order.again and job.state in ("failed", "cancelled"):
+                self._queue.retry(job.id, SegmentPayload.from_job(job).without_failures().to_json())
+        if order.again:
             self._stop_others(name, put)
         self._wake(SEGMENT)
         if late:
@@ -81,7 +80,7 @@ class StudyRouter:
             )
         told, quiet = decision_records(decisions, self._series_name)
         self._audit.record(
-            "decided", study=name, instances=len(objects), decisions=quiet, jobs=put, **repeat_field(task.job)
+            "decided", study=name, instances=len(objects), decisions=quiet, jobs=put, **order.audit_fields()
         )
         return {"instances": len(objects), "decisions": told, "jobs": put}
 
@@ -123,16 +122,22 @@ class StudyRouter:
                 self._queue.stop(job.id)
                 self._audit.record("superseded", study=study, job=job.id, why="the rules do not select it any more")
 
-    def _made_before(self, job: QueuedJob, study: str) -> dict[tuple[str, str], set[str]]:
+    def _made_before(self, study: str) -> dict[tuple[str, str], set[str]]:
         """Return the keys of running and finished jobs, by rule and series; empty if a further result is permitted.
 
         They are queried once, because a study may have thousands of series.
         """
         found: dict[tuple[str, str], set[str]] = {}
-        if self._config.complete.late == "hold" and not job.payload.get("decided"):
+        if self._config.complete.late == "hold":
             for one in self._queue.jobs("running", "done", queue=SEGMENT, owner=study):
-                found.setdefault((one.payload["rule"], one.payload["series"]), set()).add(one.key or "")
+                found.setdefault(_series_of(one), set()).add(one.key or "")
         return found
+
+
+def _series_of(job: QueuedJob) -> tuple[str, str]:
+    """Return the rule and the series of a `segment` job."""
+    scan = SegmentPayload.from_job(job)
+    return scan.rule, scan.series
 
 
 def decision_records(
