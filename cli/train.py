@@ -44,27 +44,11 @@ def train(
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:
     """Train on a few labelled and many unlabelled scans."""
-    from semiseg.dataset import load_dataset, make_split
-    from trainer.checkpoints import RunFolder, read_training_record
-    from trainer.loop import train as run_training
     from trainer.parallel import shut_down
-    from trainer.plan import make_plan
-    from trainer.recipe_files import find_recipe, read_document
-    from trainer.recipe_planning import PlanningContext
-    from trainer.time_estimate import parse_duration
+    from trainer.training import prepare_training
 
-    changes = [*(set_ or []), *([f"method={method}"] if method else [])]
-    document = read_document(find_recipe(recipe), changes)
-    seconds = None if budget is None else parse_duration(budget)
-    dataset = load_dataset(data)
-    parts = make_split(dataset, split, labelled)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun or accelerate started
-    if seconds is not None and os.environ.get("WORLD_SIZE", "1") != "1":
-        from trainer.errors import RecipeError
-
-        raise RecipeError("Several processes would time themselves differently; say `--set updates=N` and no --budget.")
     console = Console(stderr=True, quiet=quiet or not first, highlight=False)
-    folder = RunFolder(out)
     with ExitStack() as stack:
         kept = Path(stack.enter_context(tempfile.TemporaryDirectory())) if dry_run and cache is None else cache
         bars = stack.enter_context(_progress(console))
@@ -75,18 +59,29 @@ def train(
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
 
-        earlier = read_training_record(out)["recipe"] if resume and folder.has_begun else None
-        context = PlanningContext(dataset, parts, kept or folder.cache, device, watch)
-        decided = context.decide(document, earlier, seconds)
-        chosen = decided.recipe
-        console.print(
-            f"{chosen.method} on {dataset.name}: {len(parts.labelled)} labelled, {len(parts.unlabelled)} unlabelled, "
-            f"{len(parts.validation)} validation scans; {chosen.updates} updates."
+        training = prepare_training(
+            data,
+            out,
+            recipe=recipe,
+            method=method,
+            changes=set_ or (),
+            labelled=labelled,
+            split=split,
+            budget=budget,
+            resume=resume,
+            cache=kept,
+            device=device,
+            watch=watch,
         )
-        if decided.decisions:
-            console.print(_decisions(decided.decisions), markup=False)
+        chosen, parts = training.recipe, training.split
+        console.print(
+            f"{chosen.method} on {training.dataset.name}: {len(parts.labelled)} labelled, {len(parts.unlabelled)} "
+            f"unlabelled, {len(parts.validation)} validation scans; {chosen.updates} updates."
+        )
+        if training.decisions:
+            console.print(_decisions(training.decisions), markup=False)
         if dry_run:
-            typer.echo(_costs(context.estimate_time(chosen, decided.scans)))
+            typer.echo(_costs(training.estimate_time()))
             return
 
         def report(step: int, steps: int, values: dict[str, Any]) -> None:
@@ -98,18 +93,7 @@ def train(
             )
             bars.update(tasks["training"], description=f"{values['stage']}: {terms}")
 
-        plan = make_plan(dataset, parts, chosen, watch, decided.scans)
-        manifest = run_training(
-            plan,
-            out,
-            resume=resume,
-            cache=cache,
-            device=device,
-            report=report,
-            watch=watch,
-            tell=console.print,
-            decisions=decided.decisions,
-        )
+        manifest = training.train(report, console.print)
     figures = manifest.validation
     if figures is None:
         console.print("not validated: the split has no validation list, so the last iterate is kept")

@@ -98,7 +98,15 @@ class JobStatus:
 
 
 class Client:
-    """HTTP client of the server at ``url``; a context manager that closes its connections."""
+    """HTTP client of the server at ``url``; a context manager that closes its connections.
+
+    Examples:
+        >>> import semiseg
+        >>> with semiseg.Client(URL) as client:
+        ...     report = client.segment("SCAN.nii.gz", "json")
+        >>> [segment["name"] for segment in report["segments"]]
+        ['liver', 'spleen', 'kidneys']
+    """
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 3600.0, patience: float = 120.0) -> None:
         """Configure the client; no connection is opened.

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 
 
 class SemisegError(Exception):
-    """A failure that the caller's input did not cause: exit code 1, HTTP 500."""
+    """A failure that the caller's input did not cause: exit code 1, HTTP 500.
+
+    Examples:
+        >>> import semiseg
+        >>> try:
+        ...     semiseg.open_scan("nowhere.nii.gz")
+        ... except semiseg.SemisegError as error:
+        ...     print(error)
+        nowhere.nii.gz: there is no such file or folder.
+    """
 
     exit_code = 1
 

@@ -16,18 +16,16 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from semiseg.errors import InputError
 from semiseg.evaluation.bootstrap import hierarchical_bootstrap
 from semiseg.evaluation.result import Evaluation
 from semiseg.system.durable_files import atomic_file
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 BASELINE = "supervised"
 REPORTED_METRICS = ("dice", "jaccard", "hd95_mm", "assd_mm")
@@ -285,7 +283,8 @@ def write_csv(lines: Sequence[ComparisonRow], path: Path) -> None:
 
 def plot_comparison(lines: Sequence[ComparisonRow], path: Path, title: str) -> None:
     """Plot mean Dice against the number of labelled scans, with a line per method and bars for its spread."""
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     counts = sorted({line.labelled for line in lines})
     for method in dict.fromkeys(line.method for line in lines):
         mine = [line for line in lines if line.method == method]
@@ -293,7 +292,7 @@ def plot_comparison(lines: Sequence[ComparisonRow], path: Path, title: str) -> N
         y = [line.figures["dice"] for line in mine]
         reach = [[v - line.spread[0] for v, line in zip(y, mine, strict=True)]]
         reach.append([line.spread[1] - v for v, line in zip(y, mine, strict=True)])
-        style = {"color": "black", "linestyle": "--"} if method == BASELINE else {}
+        style: dict[str, Any] = {"color": "black", "linestyle": "--"} if method == BASELINE else {}
         axes.errorbar(x, y, yerr=np.maximum(reach, 0), marker="o", capsize=3, label=method, **style)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set_xlabel("labelled scans")
@@ -303,7 +302,6 @@ def plot_comparison(lines: Sequence[ComparisonRow], path: Path, title: str) -> N
     axes.legend()
     with atomic_file(path) as stream:
         figure.savefig(stream, dpi=120, format="png")
-    pyplot.close(figure)
 
 
 def _over_scans(table: NDArray[np.float64]) -> float:

@@ -6,10 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from semiseg.system.durable_files import replace_file
@@ -47,9 +44,8 @@ def plot_training_curve(run: RunFolder, target: Path) -> None:
     rows = read_log(run.log)
     training = [row for row in rows if "total" in row]
     validation = [row for row in rows if "validation_dice" in row]
-    figure, (losses, rates) = pyplot.subplots(
-        2, 1, figsize=(9, 6), sharex=True, layout="constrained", gridspec_kw={"height_ratios": [3, 1]}
-    )
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    losses, rates = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     terms = sorted(
         {k for row in training for k in row} - {"step", "stage", "unlabelled", "update", "seconds", "elapsed", "total"}
     )
@@ -71,4 +67,3 @@ def plot_training_curve(run: RunFolder, target: Path) -> None:
     losses.legend(loc="upper right")
     rates.legend(loc="upper right")
     figure.savefig(target, dpi=110)
-    pyplot.close(figure)

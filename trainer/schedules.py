@@ -27,7 +27,12 @@ def warm_up_cosine(step: int, total: int, warm_up: int) -> float:
 
 
 def cosine_decay(step: int, total: int) -> float:
-    """Return (1 + cos(pi t / T)) / 2 for step t of T."""
+    """Return (1 + cos(pi t / T)) / 2 for step t of T.
+
+    Examples:
+        >>> cosine_decay(0, 100), cosine_decay(50, 100), cosine_decay(100, 100)
+        (1.0, 0.5, 0.0)
+    """
     return 0.5 * (1.0 + math.cos(math.pi * min(step, total) / max(total, 1)))
 
 
@@ -55,7 +60,12 @@ def rate_factor(schedule: Schedule, step: int, total: int) -> float:
 
 
 def ramp_up(step: float, length: float) -> float:
-    """Return exp(-5 (1 - t/T)^2), a consistency term's weight from e^-5 to 1 (Laine and Aila 2017, section 2.2)."""
+    """Return exp(-5 (1 - t/T)^2), a consistency term's weight from e^-5 to 1 (Laine and Aila 2017, section 2.2).
+
+    Examples:
+        >>> round(ramp_up(0, 100), 4), ramp_up(100, 100)
+        (0.0067, 1.0)
+    """
     if length <= 0:
         return 1.0
     return math.exp(-5.0 * (1.0 - min(max(step, 0.0), length) / length) ** 2)
@@ -67,5 +77,10 @@ def weight_schedule_factor(course: WeightSchedule, update: int, total: int) -> f
 
 
 def ema_decay(step: int, limit: float) -> float:
-    """Return min(1 - 1/(t+1), limit) for t from 0; the teacher starts as a copy of the student (Mean Teacher)."""
+    """Return min(1 - 1/(t+1), limit) for t from 0; the teacher starts as a copy of the student (Mean Teacher).
+
+    Examples:
+        >>> ema_decay(0, 0.99), ema_decay(3, 0.99), ema_decay(1000, 0.99)
+        (0.0, 0.75, 0.99)
+    """
     return min(1.0 - 1.0 / (step + 1.0), limit)

@@ -46,6 +46,12 @@ def open_bundle(folder: str | Path) -> Bundle:
 
     Raises:
         BundleError: The folder, the manifest or a file is missing, of another version, altered, or contradictory.
+
+    Examples:
+        >>> import semiseg
+        >>> bundle = semiseg.open_bundle("BUNDLE")
+        >>> bundle.manifest.name, [channel.name for channel in bundle.manifest.channels]
+        ('tiny', ['MR'])
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -100,6 +100,12 @@ def load_dataset(folder: str | Path) -> Dataset:
 
     Raises:
         DatasetError: The folder or file is missing, not JSON, or contradicts itself.
+
+    Examples:
+        >>> import semiseg
+        >>> dataset = semiseg.load_dataset("DATA")
+        >>> len(dataset.cases), dataset.segments[0].name
+        (3, 'liver')
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -63,6 +63,13 @@ def evaluate(
     Raises:
         DatasetError: There is no scan, a scan is unknown or has no label file, or no segment matches.
         Cancelled: ``segment`` was cancelled.
+
+    Examples:
+        >>> import semiseg
+        >>> model, dataset = semiseg.load_model("BUNDLE", threads=1), semiseg.load_dataset("DATA")
+        >>> evaluation = semiseg.evaluate(model.segmenter.segment, dataset, list(dataset.cases)[:1])
+        >>> print(evaluation.table().markdown().splitlines()[0])
+        | Segment | Dice | Jaccard | HD95 (mm) | ASSD (mm) | Scans |
     """
     cases = [dataset.case(case_id) for case_id in case_ids]
     _check_cases(cases)

@@ -92,7 +92,14 @@ def score(prediction: Mask, reference: Mask, affine: NDArray[np.float64]) -> Seg
 
 
 def overlap(prediction: Mask, reference: Mask) -> tuple[float, float]:
-    """Return Dice 2|A∩B| / (|A| + |B|) and Jaccard |A∩B| / |A∪B|; both are NaN if both masks are empty."""
+    """Return Dice 2|A∩B| / (|A| + |B|) and Jaccard |A∩B| / |A∪B|; both are NaN if both masks are empty.
+
+    Examples:
+        >>> import numpy as np
+        >>> dice, jaccard = overlap(np.array([True, True, False]), np.array([True, False, False]))
+        >>> round(dice, 3), jaccard
+        (0.667, 0.5)
+    """
     a, b = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     if a + b == 0:
         return math.nan, math.nan

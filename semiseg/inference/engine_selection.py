@@ -76,6 +76,12 @@ def choose_engine(bundle: Bundle, *, threads: int | None = None, precision: Prec
     Raises:
         InputError: ``precision`` is not in the bundle or cannot run on this machine.
         EngineError: The selected engine cannot load the graph.
+
+    Examples:
+        >>> import semiseg
+        >>> selection = semiseg.choose_engine(semiseg.open_bundle("BUNDLE"), threads=1, precision="fp32")
+        >>> selection.selected.precision
+        'fp32'
     """
     found = list_candidates(bundle, threads)
     failure: SemisegError | None = None

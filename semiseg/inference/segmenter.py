@@ -49,7 +49,16 @@ class SlidingWindowOptions:
 
 
 class Segmenter:
-    """A model that is ready to segment scans: a manifest and an engine that runs its network."""
+    """A model that is ready to segment scans: a manifest and an engine that runs its network.
+
+    Examples:
+        >>> import semiseg
+        >>> bundle = semiseg.open_bundle("BUNDLE")
+        >>> segmenter = semiseg.Segmenter(bundle.manifest, semiseg.choose_engine(bundle, threads=1).engine)
+        >>> scan = semiseg.open_scan("SCAN.nii.gz", bundle.manifest.rules)
+        >>> segmenter.segment(scan.channels).array.shape
+        (22, 20, 13)
+    """
 
     probabilities_of_prepared = RenamedMember("probabilities_of_preprocessed")
     segment_prepared = RenamedMember("segment_preprocessed")

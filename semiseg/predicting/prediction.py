@@ -29,6 +29,14 @@ class Prediction:
         segmentation: The segments and their voxels.
         report: The JSON report: volumes, warnings, geometry, and the model's identity.
         timing: Seconds of each stage; :meth:`save` adds ``writing``.
+
+    Examples:
+        >>> import semiseg
+        >>> prediction = semiseg.load_model("BUNDLE", threads=1).predict("SCAN.nii.gz")
+        >>> prediction.array.shape, str(prediction.array.dtype)
+        ((22, 20, 13), 'uint8')
+        >>> prediction.affine.shape
+        (4, 4)
     """
 
     scan: Scan
@@ -64,6 +72,12 @@ class Prediction:
 
         Raises:
             InputError: The model has no segment of this name.
+
+        Examples:
+            >>> import semiseg
+            >>> prediction = semiseg.load_model("BUNDLE", threads=1).predict("SCAN.nii.gz")
+            >>> int(prediction.mask("liver").sum()) == int((prediction.array == 1).sum())
+            True
         """
         names = [one.name for one in self.segmentation.segments]
         if segment not in names:
@@ -86,6 +100,14 @@ class Prediction:
         Raises:
             InputError: The format is unknown, does not match the suffix, needs a scan that is a DICOM series, or needs
                 probabilities that the prediction does not have.
+
+        Examples:
+            >>> import semiseg
+            >>> prediction = semiseg.load_model("BUNDLE", threads=1).predict("SERIES")
+            >>> prediction.save("mask.nii.gz").name
+            'mask.nii.gz'
+            >>> prediction.save("contours.dcm", format="rtstruct").name
+            'contours.dcm'
         """
         path = Path(path)
         output_format = format_from_path(path, format)

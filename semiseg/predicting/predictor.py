@@ -29,6 +29,13 @@ class Predictor:
     Attributes:
         segmenter: The sliding window over the model's network.
         identity: Name, version and SHA-256 of the model, for reports and DICOM objects.
+
+    Examples:
+        >>> import semiseg
+        >>> model = semiseg.load_model("BUNDLE", threads=1)
+        >>> prediction = model.predict("SCAN.nii.gz")
+        >>> round(prediction.volumes["liver"])  # ml
+        62
     """
 
     segmenter: Segmenter
@@ -227,6 +234,12 @@ def load_model(
         BundleError: The folder is not a bundle, or the bundle is incomplete or altered.
         InputError: The model does not allow one of the options.
         EngineError: No inference engine on this machine can run the network.
+
+    Examples:
+        >>> import semiseg
+        >>> model = semiseg.load_model("BUNDLE", threads=1)
+        >>> model.segments, model.channels
+        (['liver', 'spleen', 'kidneys'], ['MR'])
     """
     settings = SlidingWindowOptions(window, overlap, batch)
     return Predictor.load(path, settings, threads=threads, precision=parse_precision(precision))

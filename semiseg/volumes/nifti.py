@@ -54,6 +54,12 @@ def read_nifti(path: str | Path) -> Volume:
     Raises:
         VolumeError: The file is in no supported format, is damaged or truncated, does not hold exactly one real-valued
             volume, or has voxels that are NaN or infinite.
+
+    Examples:
+        >>> import semiseg
+        >>> volume = semiseg.read_nifti("SCAN.nii.gz")
+        >>> volume.shape, volume.axcodes
+        ((22, 20, 13), 'RAS')
     """
     path = Path(path)
     return single_volume(path, read_image_file(path))
@@ -129,7 +135,15 @@ def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64], *,
 
 
 def write_segmentation(path: str | Path, segmentation: Segmentation, *, like: Path | None = None) -> None:
-    """Write segments as uint8: exclusive ones as a label map (X, Y, Z), overlapping ones as masks (X, Y, Z, K)."""
+    """Write segments as uint8: exclusive ones as a label map (X, Y, Z), overlapping ones as masks (X, Y, Z, K).
+
+    Examples:
+        >>> import semiseg
+        >>> prediction = semiseg.load_model("BUNDLE", threads=1).predict("SCAN.nii.gz")
+        >>> semiseg.write_segmentation("labels.nii.gz", prediction.segmentation)
+        >>> semiseg.read_nifti("labels.nii.gz").array.shape == prediction.array.shape
+        True
+    """
     array = segmentation.array
     if not segmentation.exclusive:
         array = np.moveaxis(array, 0, -1)

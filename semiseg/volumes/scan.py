@@ -43,6 +43,12 @@ class Scan:
         warnings: Descriptions of what was left out, corrected or resampled.
         source: File (NIfTI, NRRD, ...) that defines the grid; None for DICOM. A file from a zip no longer exists once
             the scan is open.
+
+    Examples:
+        >>> import semiseg
+        >>> scan = semiseg.open_scan("SERIES")
+        >>> list(scan.channels), scan.grid.axcodes
+        (['image'], 'RAS')
     """
 
     channels: dict[str, Volume]
@@ -87,6 +93,14 @@ def open_scan(
     Raises:
         VolumeError: There is nothing readable or more than one scan, a channel is missing, unknown or on a grid that
             cannot be compared, or a reader refuses a file.
+
+    Examples:
+        >>> import semiseg
+        >>> scan = semiseg.open_scan("SCAN.nii.gz")
+        >>> [round(mm, 2) for mm in scan.grid.spacing]
+        [5.0, 5.0, 8.0]
+        >>> scan.warnings
+        ()
     """
     options = options or ReadOptions()
     if rules is None:
