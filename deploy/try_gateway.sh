@@ -45,11 +45,11 @@ cat >"$scratch/config/gateway.yaml" <<YAML
 state: /var/lib/semiseg
 dimse: {port: $dicom, senders: [{ae_title: MODALITY, addresses: [127.0.0.1]}]}
 web: {port: $status}
-complete: {quiet_seconds: 2}
+completeness: {quiet_seconds: 2}
 servers: {urls: ["http://127.0.0.1:$web"]}
 rules: [{name: everything, to: [archive]}]
-destinations: {archive: {dimse: {ae_title: ARCHIVE, host: 127.0.0.1, port: $archive}}}
-keep: {free_bytes: 0}
+destinations: {archive: {type: dimse, ae_title: ARCHIVE, host: 127.0.0.1, port: $archive}}
+retention: {free_bytes: 0}
 YAML
 chmod -R a+rX "$scratch"
 

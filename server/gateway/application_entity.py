@@ -16,7 +16,7 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 
 from semiseg.errors import SemisegError
-from server.gateway.config import DimseDestination
+from server.gateway.config_types import DimseNode
 from server.gateway.reactor_pauses import make_pauses_reliable
 from server.gateway.tls import client_context
 
@@ -46,7 +46,7 @@ def create_application_entity(title: str, *, seconds: float = 30.0) -> AE:
 
 def associate(
     ours: AE,
-    to: DimseDestination,
+    to: DimseNode,
     handlers: Sequence[evt.EventHandlerType] = (),
     roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
     contexts: Sequence[PresentationContext] = (),
@@ -58,7 +58,7 @@ def associate(
 
     Args:
         ours: Application entity of the gateway; its requested contexts are proposed.
-        to: Archive.
+        to: Archive, or another application entity.
         handlers: Event handlers of pynetdicom.
         roles: Role selections that differ from the default.
         contexts: Presentation contexts to propose instead, since ``ours`` would merge several contexts of one abstract

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 
-from server.gateway.config import Retry
+from server.gateway.config_types import Retry
 
 
 def retry_delay(tries: int, retry: Retry, at_least: float = 0.0) -> float:

@@ -14,8 +14,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from server.gateway.application_entity import AssociationFailed, associate, create_application_entity
-from server.gateway.config import DimseDestination, DimseListener
-from server.gateway.delivery import REQUEST_COMMITMENT
+from server.gateway.commitment_scu import REQUEST_COMMITMENT
+from server.gateway.config import DimseListener
+from server.gateway.config_types import DimseNode
 from server.gateway.instance_store import InstanceStore
 
 SUCCESS, NO_SUCH_ACTION, PROCESSING_FAILURE, NO_SUCH_INSTANCE = 0x0000, 0x0123, 0x0110, 0x0112
@@ -77,7 +78,7 @@ class CommitmentProvider:
             ours = create_application_entity(self._title)
             ours.add_requested_context(StorageCommitmentPushModel)
             role = build_role(StorageCommitmentPushModel, scp_role=True)
-            other = associate(ours, DimseDestination(host=to[0], port=to[1], ae_title=title), roles=[role])
+            other = associate(ours, DimseNode(host=to[0], port=to[1], ae_title=title), roles=[role])
             try:
                 _send_report(other, report, kind)
             finally:

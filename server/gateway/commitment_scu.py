@@ -13,7 +13,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance  # type: ignore[attr-defined]
 
 from server.gateway import dimse_statuses
-from server.gateway.config import DimseDestination
+from server.gateway.destinations import DimseDestination
 
 REQUEST_COMMITMENT = 1  # action type (PS3.4 table J.3-1)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -14,9 +15,10 @@ from server.gateway.config_sources import DimseListener as DimseListener
 from server.gateway.config_sources import PolledArchive as PolledArchive
 from server.gateway.config_sources import Sender as Sender
 from server.gateway.config_sources import WebListener as WebListener
-from server.gateway.config_types import AETitle, ConfigSection, Count, File, Seconds, Url
+from server.gateway.config_types import AETitle, ConfigSection, Count, File, FormerKeys, Retry, Seconds, Url
 from server.gateway.config_types import FormatName as FormatName
 from server.gateway.config_types import Tls as Tls
+from server.gateway.destinations import Destination, DestinationBase
 from server.gateway.uids import UidRule
 from server.gateway.ups_config import Worklist, worklists_error
 
@@ -58,7 +60,7 @@ class Completeness(ConfigSection):
         return max(quiet, 5 * quiet if self.interrupted_seconds is None else self.interrupted_seconds)
 
 
-class RoutingRule(SeriesRule):
+class RoutingRule(FormerKeys, SeriesRule):
     """Rule that sends matching series to a model and the results to destinations; all rules that match are applied.
 
     Attributes:
@@ -67,91 +69,18 @@ class RoutingRule(SeriesRule):
         whole_study: If True, all image series of a study in which one series matches are sent as one scan, for models
             with several channels; the model's bundle assigns the series to channels.
         model: Name of the server's model; None if the server has only one.
-        forms: Output formats to request.
+        output_formats: Output formats to request.
         to: Names of destinations.
     """
+
+    former_keys: ClassVar[Mapping[str, str]] = {"forms": "output_formats"}
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
     senders: tuple[AETitle, ...] = ()
     whole_study: bool = False
     model: str | None = None
-    forms: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("seg",)
+    output_formats: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("seg",)
     to: Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-class DimseDestination(ConfigSection):
-    """Archive that accepts results by C-STORE.
-
-    Attributes:
-        ae_title, host, port: AE title and address of the archive.
-        commitment: If True, storage commitment is requested for stored results (PS3.4 Annex J).
-        commitment_seconds: Time-out of the report, in seconds.
-        tls: Encryption; None for an unencrypted connection.
-    """
-
-    ae_title: AETitle
-    host: str
-    port: Annotated[int, Field(ge=1, le=65535)]
-    commitment: bool = False
-    commitment_seconds: Seconds = 30.0
-    tls: Tls | None = None
-
-
-class WebDestination(ConfigSection):
-    """Archive that accepts results by STOW-RS.
-
-    Attributes:
-        url: DICOMweb root of the archive.
-        token: File whose content is sent as bearer token.
-    """
-
-    url: Url
-    token: File | None = None
-
-
-class Retry(ConfigSection):
-    """Delays after failures that are caused by other systems, such as failed deliveries and requests.
-
-    Attributes:
-        first_seconds: Delay after the first failure; it doubles with each further failure, varied at random by up to
-            25 %.
-        longest_seconds: Longest delay.
-        hours: Hours of waiting after which a job becomes a dead letter, which an operator can inspect and retry.
-    """
-
-    first_seconds: Seconds = 5.0
-    longest_seconds: Seconds = 600.0
-    hours: Seconds = 72.0
-
-
-class Destination(ConfigSection):
-    """Archive that results are sent to; exactly one of `dimse` and `web` is given.
-
-    Each destination has a queue, workers and a delay after failures of its own, so that one that hangs does not delay
-    deliveries to others.
-
-    Attributes:
-        dimse, web: Address of the archive, for C-STORE or STOW-RS.
-        forms: Output formats to send; by default all formats of a rule.
-        parallel: Number of results that are sent at the same time.
-        connect_seconds: Time-out of a connection.
-        answer_seconds: Time-out of a response, to an association, a C-STORE or a STOW-RS request.
-        retry: Delays after failures of this destination; by default those of the top level of the file.
-    """
-
-    dimse: DimseDestination | None = None
-    web: WebDestination | None = None
-    forms: tuple[FormatName, ...] = ()
-    parallel: Annotated[int, Field(ge=1, le=16)] = 2
-    connect_seconds: Seconds = 10.0
-    answer_seconds: Seconds = 120.0
-    retry: Retry | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.dimse is None) == (self.web is None):
-            raise ValueError("give either `dimse` or `web`")
-        return self
 
 
 class Servers(ConfigSection):
@@ -201,16 +130,18 @@ class GatewayConfig(ConfigSection):
         web: Listener for STOW-RS, the status page and the metrics; None disables it.
         polls: Archives that are polled for new studies.
         worklists: UPS-RS managers whose workitems are performed.
-        complete: Rules by which a study is considered complete.
+        completeness: Rules by which a study is considered complete.
         servers: Servers that segment.
         rules: Rules that select the series to segment and the destinations of the results.
         destinations: Archives that results are sent to, by name.
         retry: Delays after failures, for destinations without delays of their own and for everything except deliveries.
-        keep: Retention times of studies and results, and the disk space that stays free.
+        retention: Retention times of studies and results, and the disk space that stays free.
         reveal_uids: If True, the audit log contains UIDs of series instead of their keyed hashes.
         uids: Rule by which UIDs are validated: `strict` refuses those that violate PS3.5 9.1; `lenient` accepts
             components that begin with a zero.
     """
+
+    former_keys: ClassVar[Mapping[str, str]] = {"complete": "completeness", "keep": "retention"}
 
     state: File
     ae_title: AETitle = "SEMISEG"
@@ -218,12 +149,12 @@ class GatewayConfig(ConfigSection):
     web: WebListener | None = WebListener()
     polls: tuple[PolledArchive, ...] = ()
     worklists: tuple[Worklist, ...] = ()
-    complete: Completeness = Completeness()
+    completeness: Completeness = Completeness()
     servers: Servers
     rules: Annotated[tuple[RoutingRule, ...], Field(min_length=1)]
     destinations: Annotated[dict[str, Destination], Field(min_length=1)]
     retry: Retry = Retry()
-    keep: RetentionPolicy = RetentionPolicy()
+    retention: RetentionPolicy = RetentionPolicy()
     reveal_uids: bool = False
     uids: UidRule = "strict"
 
@@ -240,16 +171,17 @@ class GatewayConfig(ConfigSection):
                     known = ", ".join(self.destinations)
                     raise ValueError(f"rule {rule.name}: there is no destination {name}, only {known}")
                 if not formats_for(rule, self.destinations[name]):
-                    raise ValueError(f"rule {rule.name}: destination {name} accepts none of its `forms`")
-        taken = {name: one.forms for name, one in self.destinations.items()}
+                    raise ValueError(f"rule {rule.name}: destination {name} accepts none of its `output_formats`")
+        taken = {name: one.output_formats for name, one in self.destinations.items()}
         if wrong := worklists_error(self.worklists, names, taken, archives=bool(self.polls)):
             raise ValueError(wrong)
         return self
 
 
-def formats_for(rule: RoutingRule, destination: Destination) -> tuple[FormatName, ...]:
+def formats_for(rule: RoutingRule, destination: DestinationBase) -> tuple[FormatName, ...]:
     """Return the output formats of a rule that a destination accepts."""
-    return tuple(form for form in rule.forms if not destination.forms or form in destination.forms)
+    accepted = destination.output_formats
+    return tuple(form for form in rule.output_formats if not accepted or form in accepted)
 
 
 def read_config(file: Path) -> GatewayConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -40,8 +41,8 @@ class DimseListener(ConfigSection):
 
     Attributes:
         host, port: Address of the listener; port 0 selects a free port.
-        senders: Devices that may send; associations of others are rejected. Empty only with ``anybody``.
-        anybody: If True, every device may send, with any AE title.
+        senders: Devices that may send; associations of others are rejected. Empty only with ``any_sender``.
+        any_sender: If True, every device may send, with any AE title.
         associations: Maximum number of simultaneous associations.
         associations_per_address: Maximum number of simultaneous associations from one address; by default four fifths
             of `associations`, so that no address can use all of them.
@@ -51,10 +52,12 @@ class DimseListener(ConfigSection):
         tls: Encryption; None for an unencrypted listener.
     """
 
+    former_keys: ClassVar[Mapping[str, str]] = {"anybody": "any_sender"}
+
     host: str = "127.0.0.1"
     port: Port = 11112
     senders: tuple[Sender, ...] = ()
-    anybody: bool = False
+    any_sender: bool = False
     associations: Count = 25
     associations_per_address: Count | None = None
     pdu: Annotated[int, Field(ge=4096, le=2**24)] = 2**20
@@ -65,8 +68,8 @@ class DimseListener(ConfigSection):
 
     @model_validator(mode="after")
     def _decided(self) -> Self:
-        if bool(self.senders) == self.anybody:
-            raise ValueError("list the permitted `senders`, or set `anybody: true`; exactly one of the two")
+        if bool(self.senders) == self.any_sender:
+            raise ValueError("list the permitted `senders`, or set `any_sender: true`; exactly one of the two")
         if self.tls is not None and self.tls.certificate is None:
             raise ValueError("tls: a listener needs a certificate and a key")
         return self

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from semiseg.outputs.formats import DICOM_FORMATS
+from semiseg.renamed_keys import rename_keys
 
 _VISIBLE = re.compile(r"[ -\[\]-~]+")
 if TYPE_CHECKING:
@@ -42,7 +44,20 @@ Url = Annotated[str, AfterValidator(_url)]
 File = Annotated[Path, AfterValidator(_beside)]
 
 
-class ConfigSection(BaseModel):
+class FormerKeys(BaseModel):
+    """Model that reads its keys under former names, too, with a warning."""
+
+    former_keys: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present_keys(cls, section: Any) -> Any:
+        if not cls.former_keys or not isinstance(section, Mapping):
+            return section
+        return rename_keys(section, cls.former_keys, "the configuration")
+
+
+class ConfigSection(FormerKeys):
     """Section of the file: an immutable model that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,3 +81,32 @@ class Tls(ConfigSection):
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key belong together")
         return self
+
+
+class DimseNode(ConfigSection):
+    """Application entity that the gateway opens associations with.
+
+    Attributes:
+        ae_title, host, port: AE title and address.
+        tls: Encryption; None for an unencrypted connection.
+    """
+
+    ae_title: AETitle
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    tls: Tls | None = None
+
+
+class Retry(ConfigSection):
+    """Delays after failures that are caused by other systems, such as failed deliveries and requests.
+
+    Attributes:
+        first_seconds: Delay after the first failure; it doubles with each further failure, varied at random by up to
+            25 %.
+        longest_seconds: Longest delay.
+        hours: Hours of waiting after which a job becomes a dead letter, which an operator can inspect and retry.
+    """
+
+    first_seconds: Seconds = 5.0
+    longest_seconds: Seconds = 600.0
+    hours: Seconds = 72.0

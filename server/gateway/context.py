@@ -49,7 +49,7 @@ class GatewayContext:
         Raises:
             JobPostponed: The study has instances of two patients, and the configuration holds such studies.
         """
-        if self.config.complete.patients == "hold" and self.instance_store.is_of_two_patients(study):
+        if self.config.completeness.patients == "hold" and self.instance_store.is_of_two_patients(study):
             raise JobPostponed(
                 "The study has instances of two patients, and waits for a decision.", after=CONFLICT_RECHECK_SECONDS
             )

@@ -23,9 +23,9 @@ from server.forwarded_headers import TrustedProxies
 from server.gateway import status_document
 from server.gateway.archive_poller import ArchivePoller
 from server.gateway.audit import AuditLog
+from server.gateway.commitment_scu import CommitmentReports
 from server.gateway.config import GatewayConfig, PolledArchive, WebListener
 from server.gateway.context import GatewayContext
-from server.gateway.delivery import CommitmentReports
 from server.gateway.inference_client import InferenceClient
 from server.gateway.instance_store import InstanceStore
 from server.gateway.job_kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
@@ -98,9 +98,9 @@ class Gateway:
         stack.callback(self.queue.close)
         self.queue.release_all()
         hasher = UidHasher(state / KEY_FILE)
-        self.studies = StudyTracker(config.complete)
+        self.studies = StudyTracker(config.completeness)
         self.instance_store = InstanceStore(
-            state, hasher, config.keep.free_bytes, self.studies.instance_arriving, uids=config.uids
+            state, hasher, config.retention.free_bytes, self.studies.instance_arriving, uids=config.uids
         )
         # pynetdicom and the client write temporary files to this folder, which is emptied at the start.
         tempfile.tempdir = str(self.instance_store.incoming)
@@ -116,7 +116,7 @@ class Gateway:
         self.overview = Overview(
             self.queue,
             state,
-            config.keep.free_bytes,
+            config.retention.free_bytes,
             lambda: len(self.instance_store.study_names()),
             self.studies.open_count,
             arriving=self.studies.open_names,
@@ -180,7 +180,7 @@ class Gateway:
         stack.callback(_close_all, pollings)
         for poll in config.polls:
             polling = ArchivePoller(
-                poll, config.complete.quiet_seconds or POLL_QUIET, partial(self._found, hasher), hasher.hash
+                poll, config.completeness.quiet_seconds or POLL_QUIET, partial(self._found, hasher), hasher.hash
             )
             pollings.append(polling)
             announce(f"polling {poll.url} every {poll.every_seconds:g} s")
@@ -320,7 +320,7 @@ class Gateway:
             if anyway:
                 self.instance_store.accept_incomplete(name)
             lacking = self.study_problems.conflict_text(name)
-            if not lacking and count is None and self._config.complete.incomplete == "hold":
+            if not lacking and count is None and self._config.completeness.incomplete == "hold":
                 lacking = self.study_problems.missing_text(name)
             if not lacking:
                 self.studies.mark_complete(name, "it was declared complete", count)

@@ -20,7 +20,7 @@ class RetentionTask:
     def __init__(
         self, context: GatewayContext, studies: StudyTracker, purge: PurgeStage, *, is_claimed: Callable[[str], bool]
     ) -> None:
-        """Configure the task by `keep` of the configuration; nothing is deleted yet.
+        """Configure the task by `retention` of the configuration; nothing is deleted yet.
 
         Args:
             context: Shared objects of the gateway.
@@ -38,7 +38,7 @@ class RetentionTask:
         Returns:
             Seconds until the next run.
         """
-        keep, now, held = self._config.keep, time.time(), self._studies.held_reasons()
+        keep, now, held = self._config.retention, time.time(), self._studies.held_reasons()
         for name in self._instance_store.study_names():
             if self._is_claimed(name):
                 continue

@@ -9,7 +9,7 @@ from typing import Any
 
 from semiseg.errors import Cancelled
 from server.gateway.backoff import Backoff, retry_delay
-from server.gateway.config import Retry
+from server.gateway.config_types import Retry
 from server.gateway.context import GatewayContext
 from server.gateway.delivery_result import DeliveryResult
 from server.gateway.inference_client import ServersUnavailable

@@ -94,7 +94,7 @@ def route_series(decisions: Sequence[RuleDecision], config: GatewayConfig) -> li
         if not fitting:
             continue
         to = {name: formats_for(rule, config.destinations[name]) for name in rule.to}
-        forms = tuple(form for form in rule.forms if any(form in taken for taken in to.values()))
+        forms = tuple(form for form in rule.output_formats if any(form in taken for taken in to.values()))
         if rule.whole_study:
             mine = [one for one in decisions if one.rule == rule.name and not one.elsewhere]
             images = [one.series for one in mine if one.series.images]
@@ -122,7 +122,7 @@ def _decisions(
             else:
                 what = "the whole study is sent" if rule.whole_study else "it is sent"
                 model = f" to the model {rule.model}" if rule.model else ""
-                results = f"its results ({', '.join(rule.forms)}) to {_and(rule.to)}"
+                results = f"its results ({', '.join(rule.output_formats)}) to {_and(rule.to)}"
                 yield RuleDecision(rule.name, series, True, f"It matches: {what}{model}, and {results}.")
 
 

@@ -46,8 +46,8 @@ from server.gateway.application_entity import create_application_entity
 from server.gateway.association_server import AssociationServer, DataSetFile
 from server.gateway.audit import AuditLog
 from server.gateway.commitment_scp import CommitmentProvider
+from server.gateway.commitment_scu import CommitmentReports
 from server.gateway.config import DimseListener, Sender
-from server.gateway.delivery import CommitmentReports
 from server.gateway.instance_store import DiskFull, InstanceIdentity, InstanceStore, InvalidInstance
 from server.gateway.rejections import RejectionLog
 from server.gateway.study_tracker import StudyTracker

@@ -19,8 +19,8 @@ from semiseg.errors import Cancelled
 from server.gateway import dimse_statuses
 from server.gateway.application_entity import AssociationFailed, NoContextAccepted, associate, create_application_entity
 from server.gateway.commitment_scu import CommitmentReports, request_commitment
-from server.gateway.config import Destination, DimseDestination
 from server.gateway.delivery_result import DeliveryResult
+from server.gateway.destinations import DimseDestination
 from server.gateway.transfer_syntaxes import choose_syntax, offered_syntaxes, read_header, transcoded
 
 MAX_BROKEN_ASSOCIATIONS = 3  # lost associations after which the remaining files wait for the next attempt
@@ -37,7 +37,7 @@ class _Broken(Exception):  # noqa: N818 - handled here
 
 def send(
     files: Sequence[Path],
-    destination: Destination,
+    to: DimseDestination,
     title: str,
     commitments: CommitmentReports,
     stopped: Callable[[], bool],
@@ -46,7 +46,7 @@ def send(
 
     Args:
         files: DICOM files, in the order in which they are sent.
-        destination: Archive with a ``dimse`` section.
+        to: Archive.
         title: AE title of the gateway.
         commitments: Reports of storage commitment from archives.
         stopped: Function that returns True once the delivery is to stop; called before each file.
@@ -55,9 +55,7 @@ def send(
         InputError: The gateway's certificate cannot be used.
         Cancelled: The delivery was stopped.
     """
-    to = destination.dimse
-    assert to is not None
-    return _Sending(files, destination, to, title, commitments, stopped).outcome
+    return _Sending(files, to, title, commitments, stopped).outcome
 
 
 def presentation_contexts(headers: Sequence[Dataset], to: DimseDestination) -> list[PresentationContext]:
@@ -73,18 +71,17 @@ class _Sending:
     def __init__(
         self,
         files: Sequence[Path],
-        destination: Destination,
         to: DimseDestination,
         title: str,
         commitments: CommitmentReports,
         stopped: Callable[[], bool],
     ) -> None:
-        self._seconds, self._to, self._commitments, self._stopped = destination.answer_seconds, to, commitments, stopped
+        self._seconds, self._to, self._commitments, self._stopped = to.answer_seconds, to, commitments, stopped
         self._headers = {file: read_header(file) for file in files}
         self._where = f"{to.ae_title} at {to.host}:{to.port}"
-        self._ours = create_application_entity(title, seconds=destination.connect_seconds)
-        self._ours.acse_timeout = max(destination.connect_seconds, min(30.0, destination.answer_seconds))
-        self._ours.dimse_timeout = self._ours.network_timeout = destination.answer_seconds
+        self._ours = create_application_entity(title, seconds=to.connect_seconds)
+        self._ours.acse_timeout = max(to.connect_seconds, min(30.0, to.answer_seconds))
+        self._ours.dimse_timeout = self._ours.network_timeout = to.answer_seconds
         self.outcome = DeliveryResult()
         rest, breaks = list(files), 0
         while rest and not self.outcome.trouble:
@@ -189,7 +186,7 @@ class _Sending:
         self.outcome.add_refused(
             file,
             f"{self._where} does not accept {_kind(header)} (offered in {syntaxes}); allow this SOP class there, or "
-            "omit its format from the destination's `forms`.",
+            "omit its format from the destination's `output_formats`.",
         )
 
 

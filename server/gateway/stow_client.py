@@ -17,8 +17,8 @@ from pydicom.uid import UID
 from semiseg.client import retry_after
 from semiseg.errors import Cancelled
 from server.gateway import dimse_statuses, http_statuses
-from server.gateway.config import Destination
 from server.gateway.delivery_result import DeliveryResult
+from server.gateway.destinations import DicomwebDestination
 from server.gateway.dicom_json import first_value
 from server.gateway.dicomweb import read_secret, redirect_target, url_origin
 from server.gateway.stow_response import StowResponse, parse_stow_response
@@ -32,12 +32,12 @@ INSTANCE = "00080018"  # SOP Instance UID
 _LOG = logging.getLogger("semiseg.gateway")
 
 
-def send(files: Sequence[Path], destination: Destination, stopped: Callable[[], bool]) -> DeliveryResult:
+def send(files: Sequence[Path], to: DicomwebDestination, stopped: Callable[[], bool]) -> DeliveryResult:
     """Send files; a file that the archive refuses does not prevent the delivery of the others.
 
     Args:
         files: DICOM files.
-        destination: Archive with a ``web`` section.
+        to: Archive.
         stopped: Function that returns True once the delivery is to stop; called before each request.
 
     Raises:
@@ -45,15 +45,13 @@ def send(files: Sequence[Path], destination: Destination, stopped: Callable[[], 
         Cancelled: The delivery was stopped.
     """
     with requests.Session() as session:
-        return _Sending(session, destination, stopped).send(files)
+        return _Sending(session, to, stopped).send(files)
 
 
 class _Sending:
-    def __init__(self, session: requests.Session, destination: Destination, stopped: Callable[[], bool]) -> None:
-        to = destination.web
-        assert to is not None
+    def __init__(self, session: requests.Session, to: DicomwebDestination, stopped: Callable[[], bool]) -> None:
         self._session, self._url, self._stopped, self.outcome = session, to.url, stopped, DeliveryResult()
-        self._times = (destination.connect_seconds, destination.answer_seconds)
+        self._times = (to.connect_seconds, to.answer_seconds)
         session.trust_env = False  # results must not pass through a proxy for the internet
         session.headers["Accept"] = "application/dicom+json, application/dicom+xml;q=0.5"
         if to.token is not None:

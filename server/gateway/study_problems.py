@@ -63,7 +63,7 @@ class StudyProblems:
 
     def conflict_text(self, name: str) -> str:
         """Describe what an operator has to decide before a study is segmented, as a sentence; "" if nothing."""
-        if self._config.complete.patients == "segment" or not self._instance_store.is_of_two_patients(name):
+        if self._config.completeness.patients == "segment" or not self._instance_store.is_of_two_patients(name):
             return ""
         found = self._instance_store.find_conflict(name)
         return "" if found is None else found.describe()

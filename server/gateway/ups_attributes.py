@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pydicom
 from pydicom.dataset import Dataset
 
-from server.gateway.config import Destination
+from server.gateway.destinations import DestinationBase, DicomwebDestination, DimseDestination
 from server.gateway.ups_config import CodedConcept
 
 SHORT_TEXT = 1024  # characters (PS3.5 table 6.2-1, ST)
@@ -118,7 +118,7 @@ def cancellation_changes(reason: CancellationReason, moment: str) -> Dataset:
     return changes
 
 
-def output_items(files: Mapping[Path, Iterable[Destination]]) -> list[Dataset]:
+def output_items(files: Mapping[Path, Iterable[DestinationBase]]) -> list[Dataset]:
     """Create the items of the Output Information Sequence, one for each series and set of destinations.
 
     Args:
@@ -129,8 +129,12 @@ def output_items(files: Mapping[Path, Iterable[Destination]]) -> list[Dataset]:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_IDENTITY)
         study, series = str(header.StudyInstanceUID), str(header.SeriesInstanceUID)
         there = list(destinations)
-        urls = tuple(sorted(f"{one.web.url}/studies/{study}/series/{series}" for one in there if one.web is not None))
-        titles = tuple(sorted(one.dimse.ae_title for one in there if one.dimse is not None))
+        urls = tuple(
+            sorted(
+                f"{one.url}/studies/{study}/series/{series}" for one in there if isinstance(one, DicomwebDestination)
+            )
+        )
+        titles = tuple(sorted(one.ae_title for one in there if isinstance(one, DimseDestination)))
         reference = Dataset()
         reference.ReferencedSOPClassUID = header.SOPClassUID
         reference.ReferencedSOPInstanceUID = header.SOPInstanceUID

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -42,22 +42,24 @@ class InputArchive(ConfigSection):
 
 
 class WorklistStep(ConfigSection):
-    """Workitems of one kind and their processing, given either by `rule`, or by `to` with `model` and `forms`.
+    """Workitems of one kind and their processing, given either by `rule`, or by `to` with `model` and `output_formats`.
 
     Attributes:
         label: Procedure Step Label (0074,1204) of the workitems, compared ignoring case; by default any label matches.
         code: Code in the Scheduled Workitem Code Sequence (0040,4018) of the workitems; by default any code matches.
         rule: Name of the rule that selects series among the inputs.
         model: Name of the server's model, for all image series among the inputs; None if a server has only one.
-        forms: Output formats to request.
+        output_formats: Output formats to request.
         to: Names of destinations.
     """
+
+    former_keys: ClassVar[Mapping[str, str]] = {"forms": "output_formats"}
 
     label: LongString | None = None
     code: CodedConcept | None = None
     rule: str | None = None
     model: str | None = None
-    forms: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("seg",)
+    output_formats: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("seg",)
     to: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -65,7 +67,7 @@ class WorklistStep(ConfigSection):
         if self.label is None and self.code is None:
             raise ValueError("give the `label` or the `code` of the workitems")
         if (self.rule is None) != bool(self.to):
-            raise ValueError("give either a `rule`, or `to` (with `model` and `forms`)")
+            raise ValueError("give either a `rule`, or `to` (with `model` and `output_formats`)")
         if self.rule is not None and self.model is not None:
             raise ValueError("the rule determines the model; set `model` there")
         return self
@@ -144,6 +146,6 @@ def worklists_error(
             for name in step.to:
                 if name not in destinations:
                     return f"worklist {one.name}: there is no destination {name}, only {', '.join(destinations)}"
-                if destinations[name] and not set(destinations[name]) & set(step.forms):
-                    return f"worklist {one.name}: destination {name} accepts none of the `forms` of a step"
+                if destinations[name] and not set(destinations[name]) & set(step.output_formats):
+                    return f"worklist {one.name}: destination {name} accepts none of the `output_formats` of a step"
     return ""

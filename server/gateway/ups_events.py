@@ -18,7 +18,7 @@ import websocket
 
 from semiseg.errors import InputError
 from server.gateway.backoff import retry_delay
-from server.gateway.config import Retry
+from server.gateway.config_types import Retry
 from server.gateway.dicom_json import first_value
 from server.gateway.dicomweb import read_secret
 from server.gateway.ups_client import ManagerUnavailable, UpsClient, WorkitemConflict, WorkitemNotFound

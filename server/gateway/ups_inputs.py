@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from semiseg.system.durable_files import sync
 from semiseg.volumes.dicom_index import index_files
 from server.gateway.backoff import retry_delay
@@ -36,7 +38,7 @@ from server.gateway.routing import apply_rules, route_series
 from server.gateway.stages.route import decision_records
 from server.gateway.ups_attributes import BAD_TYPE, INCOMPLETE, UNSPECIFIED
 from server.gateway.ups_claims import WORKITEM_MARK
-from server.gateway.ups_config import Worklist
+from server.gateway.ups_config import Worklist, WorklistStep
 from server.gateway.ups_workitem import WorkitemInput, input_archives
 from server.jobs.worker import JobFailed, JobPostponed, RunningJob
 
@@ -168,7 +170,11 @@ class WorkitemInputs:
 
 def step_index(worklist: Worklist, written: str) -> int | None:
     """Return the index of a step that is given as JSON; None if the configuration does not have it any more."""
-    return next((number for number, step in enumerate(worklist.steps) if step.model_dump_json() == written), None)
+    try:
+        wanted = WorklistStep.model_validate_json(written)  # an earlier version may have written it
+    except ValidationError:
+        return None
+    return next((number for number, step in enumerate(worklist.steps) if step == wanted), None)
 
 
 def rule_for_step(config: GatewayConfig, worklist: Worklist, number: int) -> RoutingRule:
@@ -176,4 +182,6 @@ def rule_for_step(config: GatewayConfig, worklist: Worklist, number: int) -> Rou
     step = worklist.steps[number]
     if step.rule is not None:
         return next(rule for rule in config.rules if rule.name == step.rule)
-    return RoutingRule(name=f"{worklist.name} step {number + 1}", model=step.model, forms=step.forms, to=step.to)
+    return RoutingRule(
+        name=f"{worklist.name} step {number + 1}", model=step.model, output_formats=step.output_formats, to=step.to
+    )

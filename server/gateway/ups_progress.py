@@ -8,7 +8,8 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from server.gateway.config import Destination, GatewayConfig
+from server.gateway.config import GatewayConfig
+from server.gateway.destinations import DestinationBase
 from server.gateway.job_kinds import DELIVER, RESULTS_FOLDER, SEGMENT, WORKITEM
 from server.gateway.job_payloads import DeliverPayload, WorkitemPayload, payload_of
 from server.gateway.ups_attributes import (
@@ -97,7 +98,7 @@ class DeliveredResults:
 
 def delivered_results(queue: Queue, name: str, config: GatewayConfig) -> DeliveredResults:
     """Collect the results that were delivered for a workitem, with their destinations."""
-    files: dict[Path, list[Destination]] = {}
+    files: dict[Path, list[DestinationBase]] = {}
     model = ""
     for job in queue.jobs(owner=name):
         if job.queue == SEGMENT and job.state == "done":

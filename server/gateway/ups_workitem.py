@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from pydicom.valuerep import DT
 
-from server.gateway.config import Destination, GatewayConfig, PolledArchive
+from server.gateway.config import GatewayConfig, PolledArchive
+from server.gateway.destinations import DestinationBase, DicomwebDestination, DimseDestination
 from server.gateway.dicomweb import url_origin
 from server.gateway.uids import uid_error
 from server.gateway.ups_client import Json, sequence_items, text_value, text_values
@@ -134,7 +135,7 @@ class Workitem:
             raise UnusableInputs("The workitem names no input objects.")
         return found
 
-    def outputs(self, destinations: Mapping[str, Destination]) -> RequestedDestinations:
+    def outputs(self, destinations: Mapping[str, DestinationBase]) -> RequestedDestinations:
         """Return the destinations that the workitem requests (Output Destination Sequence, PS3.3 C.30.2).
 
         An item for a single SOP class counts as not configured, because a destination receives all results.
@@ -212,14 +213,14 @@ def _archive(item: Json, archives: Sequence[tuple[PolledArchive, Sequence[str]]]
     )
 
 
-def _place(item: Json, destinations: Mapping[str, Destination]) -> str | None:
+def _place(item: Json, destinations: Mapping[str, DestinationBase]) -> str | None:
     """Return the name of the destination of an item in the Output Destination Sequence; None if not configured."""
     titles = [text_value(one, "DestinationAE").strip() for one in sequence_items(item, "DICOMStorageSequence")]
     urls = [text_value(one, "StorageURL") for one in sequence_items(item, "STOWRSStorageSequence")]
     for name, one in destinations.items():
-        if one.dimse is not None and one.dimse.ae_title in titles:
+        if isinstance(one, DimseDestination) and one.ae_title in titles:
             return name
-        if one.web is not None and any(is_below(url, one.web.url) for url in urls):
+        if isinstance(one, DicomwebDestination) and any(is_below(url, one.url) for url in urls):
             return name
     return None
 

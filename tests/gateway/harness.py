@@ -27,7 +27,7 @@ from server.gateway.job_payloads import SegmentPayload
 from tests.bundles import expected_mask, scan_array
 from tests.processes import START_SECONDS, RunningProcess
 
-UNREACHABLE_DESTINATIONS = {"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}}
+UNREACHABLE_DESTINATIONS = {"archive": {"type": "dicomweb", "url": "http://127.0.0.1:9/dicom-web"}}
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
 
 
@@ -51,13 +51,13 @@ def make_config(folder: Path, server: str, **parts: Any) -> dict[str, Any]:
     """A configuration whose parts may be replaced; the doors are on loopback, on ports that are free."""
     return {
         "state": str(folder / "state"),
-        "dimse": {"port": 0, "anybody": True},
+        "dimse": {"port": 0, "any_sender": True},
         "web": {"port": 0},
-        "complete": {"quiet_seconds": 1.0},
+        "completeness": {"quiet_seconds": 1.0},
         "servers": {"urls": [server]},
         "rules": [{"name": "all MR", "modality": "MR", "to": ["archive"]}],
         "retry": {"first_seconds": 0.2, "longest_seconds": 2.0},
-        "keep": {"free_bytes": 1000},
+        "retention": {"free_bytes": 1000},
         **parts,
     }
 
@@ -69,7 +69,7 @@ def make_offline_config(folder: Path, **parts: Any) -> dict[str, Any]:
 
 def dimse_destination(port: int, **more: Any) -> dict[str, Any]:
     """An archive by DIMSE."""
-    return {"archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": port, **more}}}
+    return {"archive": {"type": "dimse", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": port, **more}}
 
 
 class RunningGateway(RunningProcess):

@@ -13,14 +13,15 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[attr-defined]
 
 from server.gateway.application_entity import AssociationFailed, associate, create_application_entity
-from server.gateway.config import DimseDestination, Tls
+from server.gateway.config import Tls
+from server.gateway.config_types import DimseNode
 from tests.ports import free_port
 
 ABORT = bytes([7, 0, 0, 0, 0, 4, 0, 0, 2, 0])  # of the service provider, no reason given (PS3.8 table 9-26)
 
 
 @contextmanager
-def archive(refuses: bool = False) -> Iterator[DimseDestination]:
+def archive(refuses: bool = False) -> Iterator[DimseNode]:
     """One that takes MR images only."""
     made = AE(ae_title="ARCHIVE")
     made.add_supported_context(MRImageStorage)
@@ -28,12 +29,12 @@ def archive(refuses: bool = False) -> Iterator[DimseDestination]:
     server = made.start_server(("127.0.0.1", 0), block=False)
     try:
         port = server.socket.getsockname()[1]
-        yield DimseDestination(host="127.0.0.1", port=port, ae_title="OTHER" if refuses else "ARCHIVE")
+        yield DimseNode(host="127.0.0.1", port=port, ae_title="OTHER" if refuses else "ARCHIVE")
     finally:
         server.shutdown()
 
 
-def asked(to: DimseDestination, what: str = MRImageStorage, slowly: bool = False) -> str:
+def asked(to: DimseNode, what: str = MRImageStorage, slowly: bool = False) -> str:
     ours = create_application_entity("SEMISEG", seconds=5)
     ours.add_requested_context(what)
     # On a busy machine the thread that asked comes to look after the answer and the end of the connection have come.
@@ -71,7 +72,7 @@ def test_archive_that_aborts_or_hangs_up_has_answered_somehow(answer: bytes, wor
 
         peer = threading.Thread(target=once)
         peer.start()
-        to = DimseDestination(host="127.0.0.1", port=listening.getsockname()[1], ae_title="ARCHIVE")
+        to = DimseNode(host="127.0.0.1", port=listening.getsockname()[1], ae_title="ARCHIVE")
         assert asked(to, slowly=slowly) == words
         peer.join()
 
@@ -84,7 +85,7 @@ def test_archive_that_accepts_is_associated_if_it_takes_what_is_meant_for_it(slo
 
 
 def test_nobody_there_does_not_answer() -> None:
-    nobody = DimseDestination(host="127.0.0.1", port=free_port(), ae_title="NOBODY")
+    nobody = DimseNode(host="127.0.0.1", port=free_port(), ae_title="NOBODY")
     assert asked(nobody) == "does not answer"
     secret = nobody.model_copy(update={"tls": Tls()})
     assert asked(secret) == "does not answer, or not with TLS and a trusted certificate"

@@ -165,7 +165,7 @@ def test_number_that_is_too_small_makes_one_result(tmp_path: Path, attributes: d
     entity = AE(ae_title="SCANNER")
     objects = [pydicom.dcmread(file) for file in sorted((tmp_path / "study").iterdir())]
     entity.add_requested_context(MRImageStorage, objects[0].file_meta.TransferSyntaxUID)
-    config = make_offline_config(tmp_path, complete={"quiet_seconds": 2.0, "counted_seconds": 0.2})
+    config = make_offline_config(tmp_path, completeness={"quiet_seconds": 2.0, "counted_seconds": 0.2})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         association = entity.associate("127.0.0.1", gateway.dicom_port, ae_title="SEMISEG")
         for one in objects:
@@ -184,7 +184,7 @@ def test_gateway_that_is_killed_while_a_sender_sends_waits_for_it(tmp_path: Path
     objects = [pydicom.dcmread(file) for file in sorted((tmp_path / "study").iterdir())]
     entity = AE(ae_title="STORESCU")
     entity.add_requested_context(MRImageStorage, objects[0].file_meta.TransferSyntaxUID)
-    config = make_offline_config(tmp_path, complete={"quiet_seconds": 0.5, "interrupted_seconds": 600.0})
+    config = make_offline_config(tmp_path, completeness={"quiet_seconds": 0.5, "interrupted_seconds": 600.0})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         association = entity.associate("127.0.0.1", gateway.dicom_port, ae_title="SEMISEG")
         for one in objects[:3]:

@@ -134,7 +134,7 @@ def test_study_of_two_patients_is_segmented_where_the_configuration_says_so(
     server: RunningServer, archive: FakeStorageSCP, send: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = make_config(tmp_path, server.url, destinations=dimse_destination(archive.port))
-    config["complete"]["patients"] = "segment"
+    config["completeness"]["patients"] = "segment"
     with running_gateway(config, tmp_path / "gateway") as gateway:
         write_study(tmp_path / "study", "went on")
         assert send(gateway, tmp_path / "study").returncode == 0

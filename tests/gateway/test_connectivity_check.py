@@ -30,8 +30,12 @@ def checked(folder: Path, config: dict[str, Any]) -> tuple[int, dict[str, str]]:
 
 
 def test_all_is_well_beside_a_real_archive(server: RunningServer, archive: Orthanc, tmp_path: Path) -> None:
-    destinations = dimse_destination(archive.dicom_port, commitment=True) | {"web": {"web": {"url": archive.url}}}
-    rules = [{"name": "all", "model": "threshold", "forms": ["seg", "sr", "rtstruct"], "to": ["archive", "web"]}]
+    destinations = dimse_destination(archive.dicom_port, commitment=True) | {
+        "web": {"type": "dicomweb", "url": archive.url}
+    }
+    rules = [
+        {"name": "all", "model": "threshold", "output_formats": ["seg", "sr", "rtstruct"], "to": ["archive", "web"]}
+    ]
     code, told = checked(tmp_path, make_config(tmp_path, server.url, destinations=destinations, rules=rules))
     assert code == 0, told
     assert told["rule all"] == f"model threshold is at {server.url.replace('localhost', '127.0.0.1')}"
@@ -46,7 +50,7 @@ def test_all_is_well_beside_a_real_archive(server: RunningServer, archive: Ortha
 def test_what_an_archive_will_not_take_is_told_before_it_is_sent(server: RunningServer, tmp_path: Path) -> None:
     without = {sop_class: syntaxes for sop_class, syntaxes in ALL_CONTEXTS.items() if sop_class != SegmentationStorage}
     without |= dict.fromkeys(list(without), (ImplicitVRLittleEndian,))
-    rules = [{"name": "all", "forms": ["seg", "sr"], "to": ["archive"]}]
+    rules = [{"name": "all", "output_formats": ["seg", "sr"], "to": ["archive"]}]
     with fake_storage_scp(accepted=without) as archive:
         code, told = checked(
             tmp_path,
@@ -70,7 +74,7 @@ def test_archive_without_verification_is_no_trouble(server: RunningServer, tmp_p
 @pytest.mark.parametrize("status", [302, 401, 403, 404, 503])
 def test_web_archive_and_server_that_refuse_are_told_with_what_to_do(tmp_path: Path, status: int) -> None:
     with http_peer(lambda e: e.reply(200 if e.path == "/readyz" else status, Location="http://other/")) as (url, seen):
-        config = make_config(tmp_path, url, destinations={"web": {"web": {"url": url}}}, rules=[
+        config = make_config(tmp_path, url, destinations={"web": {"type": "dicomweb", "url": url}}, rules=[
             {"name": "all", "to": ["web"]}
         ])  # fmt: skip
         code, told = checked(tmp_path, config)
@@ -91,7 +95,8 @@ def test_stow_that_an_archive_lacks_is_found(server: RunningServer, tmp_path: Pa
     with http_peer(answer) as (url, seen):
         rules = [{"name": "all", "to": ["web"]}]
         code, told = checked(
-            tmp_path, make_config(tmp_path, server.url, destinations={"web": {"web": {"url": url}}}, rules=rules)
+            tmp_path,
+            make_config(tmp_path, server.url, destinations={"web": {"type": "dicomweb", "url": url}}, rules=rules),
         )
         (posted,) = [one for one in seen if one.method == "POST"]
         assert posted.objects == []
@@ -100,13 +105,13 @@ def test_stow_that_an_archive_lacks_is_found(server: RunningServer, tmp_path: Pa
 
 def test_disk_keys_models_and_tls_are_looked_at(server: RunningServer, tmp_path: Path) -> None:
     with silent_port() as port, fake_storage_scp() as archive:
-        hung = {"dimse": {"ae_title": "H", "host": "127.0.0.1", "port": port}, "connect_seconds": 1}
+        hung = {"type": "dimse", "ae_title": "H", "host": "127.0.0.1", "port": port, "connect_seconds": 1}
         config = make_config(
             tmp_path,
             server.url,
             destinations=dimse_destination(archive.port, tls={}) | {"hung": hung},
             rules=[{"name": "all", "model": "liver", "to": ["archive", "hung"]}],
-            keep={"free_bytes": 2**60},
+            retention={"free_bytes": 2**60},
         )
         code, told = checked(tmp_path, config)
         config["servers"]["key"] = str(tmp_path / "nowhere")

@@ -27,6 +27,7 @@ from tests.gateway.harness import (
     RunningGateway,
     associate,
     dcmtk_program,
+    dimse_destination,
     make_config,
     make_offline_config,
     running_gateway,
@@ -219,7 +220,7 @@ def test_damaged_data_sets_are_taken_or_refused_and_stop_nobody(
 ) -> None:
     """Bytes of instances are changed at random; what is kept of them goes through rules and server like any other."""
     monkeypatch.setattr("pynetdicom._config.STORE_SEND_CHUNKED_DATASET", True)  # sends a file as it is
-    to = {"archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port}}}
+    to = dimse_destination(archive.dicom_port)
     rng = random.Random(3)
     good = write_study(tmp_path / "good", "whole")
     with running_gateway(make_config(tmp_path, server.url, destinations=to), tmp_path / "gateway") as gateway:

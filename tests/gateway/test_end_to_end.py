@@ -30,15 +30,15 @@ def gateway(server: RunningServer, archive: Orthanc, tmp_path: Path) -> Iterator
         tmp_path,
         server.url,
         destinations={
-            "archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port}},
-            "web": {"web": {"url": archive.url}},
+            "archive": {"type": "dimse", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port},
+            "web": {"type": "dicomweb", "url": archive.url},
         },
         rules=[
             {"name": "T1", "modality": "MR", "description": ["T1*"], "to": ["archive"]},
             {
                 "name": "all forms",
                 "description": ["forms"],
-                "forms": ["seg", "rtstruct", "sr", "overlay"],
+                "output_formats": ["seg", "rtstruct", "sr", "overlay"],
                 "to": ["web"],
             },
         ],
@@ -97,7 +97,7 @@ def test_archive_sends_a_study_itself_and_gets_its_seg_back(
             tmp_path,
             server.url,
             dimse={"port": ours, "senders": [{"ae_title": "ORTHANC", "addresses": ["127.0.0.1"]}]},
-            destinations={"archive": {"dimse": destination}},
+            destinations={"archive": {"type": "dimse", **destination}},
         )
         with running_gateway(config, tmp_path / "gateway") as gateway:
             asked = ["-S", "-aet", "WORKSTATION", "-aec", "ORTHANC", "-k", "QueryRetrieveLevel=STUDY"]

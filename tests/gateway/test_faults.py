@@ -76,7 +76,7 @@ def test_archive_that_refuses_leaves_a_dead_letter_that_an_operator_sends_once_m
             assert letter["id"] in gateway.command("status")
             assert "Called AE title not recognised" in gateway.command("show", letter["id"])
             assert [line["kind"] for line in gateway.audit("dead letter")] == ["deliver"]
-        config["destinations"]["archive"]["dimse"]["ae_title"] = "OTHER"
+        config["destinations"]["archive"]["ae_title"] = "OTHER"
         with running_gateway(config, tmp_path / "gateway") as gateway:
             assert archive.instances(study, "SEG") == []
             assert "waits again" in gateway.command("retry", "--all")
@@ -227,7 +227,9 @@ def test_clock_set_back_changes_nothing(
     (tmp_path / "sitecustomize.py").write_text(CLOCK.format(file=str(shift)))
     environ = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     port = free_port()  # where nobody listens: the delivery waits for its next try when the clock is set back
-    config = make_config(tmp_path, server.url, destinations=dimse_destination(port), complete={"quiet_seconds": 2.0})
+    config = make_config(
+        tmp_path, server.url, destinations=dimse_destination(port), completeness={"quiet_seconds": 2.0}
+    )
     study = write_study(tmp_path / "study", "clock")
     gateway = RunningGateway(config, tmp_path / "gateway", environ=environ)
     try:
@@ -253,7 +255,7 @@ def test_full_disk_refuses_and_takes_again_when_there_is_room(
 ) -> None:
     """GW-07."""
     config = make_config(
-        disk, server.url, destinations=dimse_destination(archive.dicom_port), keep={"free_bytes": 4 * 2**20}
+        disk, server.url, destinations=dimse_destination(archive.dicom_port), retention={"free_bytes": 4 * 2**20}
     )
     study = write_study(tmp_path / "study", "full")
     with running_gateway(config, tmp_path / "gateway") as gateway:

@@ -106,7 +106,7 @@ def case(server: RunningServer, send: Callable[..., Any], tmp_path: Path) -> Ite
             destinations=dimse_destination(archive.port),
             rules=[{"name": "brain", "description": ["*brain*"], "to": ["archive"]}],
             polls=[{"url": polled.url, "every_seconds": 0.2, "name": "PACS"}],
-            complete={"quiet_seconds": 0.5},
+            completeness={"quiet_seconds": 0.5},
         )
         with running_gateway(config, tmp_path / "gateway") as gateway:
             yield Case(gateway, archive, answers, polled, send, tmp_path)

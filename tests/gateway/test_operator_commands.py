@@ -27,7 +27,7 @@ from tests.server.harness import RunningServer
 @pytest.fixture
 def stuck(server: RunningServer, tmp_path: Path) -> Iterator[RunningGateway]:
     """A gateway whose archive is not there."""
-    nowhere = {"archive": {"dimse": {"ae_title": "NOWHERE", "host": "127.0.0.1", "port": free_port()}}}
+    nowhere = {"archive": {"type": "dimse", "ae_title": "NOWHERE", "host": "127.0.0.1", "port": free_port()}}
     with running_gateway(make_config(tmp_path, server.url, destinations=nowhere), tmp_path / "gateway") as running:
         yield running
 
@@ -86,9 +86,11 @@ def test_study_that_was_delivered_goes_when_its_time_is_over(
     server: RunningServer, archive: Orthanc, send: Callable[..., Any], tmp_path: Path
 ) -> None:
     """GW-10."""
-    destinations = {"archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port}}}
+    destinations = {
+        "archive": {"type": "dimse", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port}
+    }
     keep = {"free_bytes": 1000, "hours": 1 / 3600, "overwrite": True}
-    config = make_config(tmp_path, server.url, destinations=destinations, keep=keep)
+    config = make_config(tmp_path, server.url, destinations=destinations, retention=keep)
     study = write_study(tmp_path / "study", "kept for a second")
     with running_gateway(config, tmp_path / "gateway") as gateway:
         assert send(gateway, tmp_path / "study").returncode == 0
@@ -134,9 +136,9 @@ def test_check_asks_everybody(server: RunningServer, archive: Orthanc, tmp_path:
         server.url,
         servers={"urls": [server.url, f"http://127.0.0.1:{free_port()}"]},
         destinations={
-            "archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port}},
-            "web": {"web": {"url": archive.url}},
-            "nobody": {"dimse": {"ae_title": "NOBODY", "host": "127.0.0.1", "port": port}},
+            "archive": {"type": "dimse", "ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port},
+            "web": {"type": "dicomweb", "url": archive.url},
+            "nobody": {"type": "dimse", "ae_title": "NOBODY", "host": "127.0.0.1", "port": port},
         },
         rules=[{"name": "all", "model": "threshold", "to": ["archive"]}],
     )

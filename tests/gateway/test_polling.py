@@ -35,7 +35,7 @@ def test_new_study_of_an_archive_is_fetched_and_comes_back_once(
         dimse=None,
         polls=[{"url": archive.url, "every_seconds": 0.5, "days": 2, "name": "PACS"}],
         rules=[{"name": "all MR", "modality": "MR", "senders": ["PACS"], "to": ["web"]}],
-        destinations={"web": {"web": {"url": archive.url}}},
+        destinations={"web": {"type": "dicomweb", "url": archive.url}},
     )
     with running_gateway(config, tmp_path / "gateway") as gateway:
         wait_until(lambda: archive.instances(new, "SEG"), describe=lambda: gateway.output)
@@ -54,7 +54,7 @@ def test_archive_that_does_not_answer_is_asked_again(server: RunningServer, tmp_
         tmp_path,
         server.url,
         polls=[{"url": "http://127.0.0.1:9/dicom-web", "every_seconds": 0.3}],
-        destinations={"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}},
+        destinations={"archive": {"type": "dicomweb", "url": "http://127.0.0.1:9/dicom-web"}},
     )
     with running_gateway(config, tmp_path / "gateway") as gateway:
         wait_until(lambda: gateway.output.count("failed: ConnectionError") > 2, describe=lambda: gateway.output)

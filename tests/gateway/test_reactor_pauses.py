@@ -19,7 +19,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from server.gateway.application_entity import associate, create_application_entity
-from server.gateway.config import DimseDestination
+from server.gateway.config_types import DimseNode
 
 
 def transaction() -> Dataset:
@@ -29,7 +29,7 @@ def transaction() -> Dataset:
 
 
 @contextmanager
-def archive(answers: list[Any]) -> Iterator[DimseDestination]:
+def archive(answers: list[Any]) -> Iterator[DimseNode]:
     """An archive that reports at once on the association of the request; ``answers`` gets the responses to reports."""
     made = AE(ae_title="ARCHIVE")
     made.add_supported_context(Verification)
@@ -49,12 +49,12 @@ def archive(answers: list[Any]) -> Iterator[DimseDestination]:
     server = made.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_ACTION, commit)])
     assert server is not None
     try:
-        yield DimseDestination(host="127.0.0.1", port=server.socket.getsockname()[1], ae_title="ARCHIVE")
+        yield DimseNode(host="127.0.0.1", port=server.socket.getsockname()[1], ae_title="ARCHIVE")
     finally:
         server.shutdown()
 
 
-def associated(to: DimseDestination, on_report: Any = lambda event: (0x0000, None)) -> Association:
+def associated(to: DimseNode, on_report: Any = lambda event: (0x0000, None)) -> Association:
     ours = create_application_entity("SEMISEG", seconds=5)
     ours.add_requested_context(Verification)
     ours.add_requested_context(StorageCommitmentPushModel)

@@ -82,7 +82,9 @@ def config_of(tmp_path: Path, url: str, **parts: Any) -> dict[str, Any]:
     poll = {"url": url, "every_seconds": 0.3, "trouble_after": 2, "name": "PACS"}
     retry = {"first_seconds": 0.1, "longest_seconds": 0.3}
     complete = {"quiet_seconds": 0.5}
-    return make_offline_config(tmp_path, dimse=None, polls=[poll], **({"retry": retry, "complete": complete} | parts))
+    return make_offline_config(
+        tmp_path, dimse=None, polls=[poll], **({"retry": retry, "completeness": complete} | parts)
+    )
 
 
 def test_part_of_a_study_is_fetched_again_until_it_is_whole(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_study_that_comes_by_itself_waits_while_an_archive_is_to_give_the_rest(
         write_study(tmp_path / "study", "both ways")
         uid = peer.add(tmp_path / "study")
         peer.responders[uid] = FAULTS["an error"]
-        config = config_of(tmp_path, peer.url) | {"dimse": {"port": 0, "anybody": True}}
+        config = config_of(tmp_path, peer.url) | {"dimse": {"port": 0, "any_sender": True}}
         with running_gateway(config, tmp_path / "gateway") as gateway:
             wait_until(lambda: gateway.status()["studies_in_trouble"], describe=lambda: gateway.output)
             for file in sorted((tmp_path / "study").iterdir())[3:]:
@@ -199,7 +201,7 @@ def test_study_that_could_not_be_fetched_in_all_the_time_is_held(tmp_path: Path,
         write_study(tmp_path / "study", "given up")
         peer.responders[peer.add(tmp_path / "study")] = FAULTS["HTTP 206"]
         config = config_of(tmp_path, peer.url, retry={"first_seconds": 0.1, "longest_seconds": 0.1, "hours": 1e-4})
-        config["dimse"] = {"port": 0, "anybody": True}
+        config["dimse"] = {"port": 0, "any_sender": True}
         with running_gateway(config, tmp_path / "gateway") as gateway:
             wait_until(lambda: gateway.audit("dead letter"), describe=lambda: gateway.output)
             assert send(gateway, tmp_path / "study").returncode == 0

@@ -16,8 +16,8 @@ from server.gateway.routing import apply_rules, route_series
 from tests.gateway.harness import RunningGateway, make_config, write_study
 
 DESTINATIONS = {
-    "pacs": {"dimse": {"ae_title": "PACS", "host": "pacs", "port": 104}, "forms": ["seg", "sr"]},
-    "viewer": {"web": {"url": "http://viewer/dicom-web"}},
+    "pacs": {"type": "dimse", "ae_title": "PACS", "host": "pacs", "port": 104, "output_formats": ["seg", "sr"]},
+    "viewer": {"type": "dicomweb", "url": "http://viewer/dicom-web"},
 }
 
 
@@ -80,7 +80,7 @@ def test_a_series_that_is_in_two_studies_is_sent_by_no_rule(study: Path, tmp_pat
 
 
 def test_each_destination_gets_the_forms_that_it_takes(study: Path, tmp_path: Path) -> None:
-    rule = {"name": "rule", "to": ["pacs", "viewer"], "forms": ["seg", "rtstruct"], "model": "liver"}
+    rule = {"name": "rule", "to": ["pacs", "viewer"], "output_formats": ["seg", "rtstruct"], "model": "liver"}
     config = made(tmp_path, rule)
     objects, _ = index_files(sorted(study.iterdir()))
     (order,) = route_series(apply_rules(objects, [], config.rules), config)
@@ -95,14 +95,17 @@ def test_each_destination_gets_the_forms_that_it_takes(study: Path, tmp_path: Pa
         ({"rules": []}, "rules"),
         ({"rules": [{"name": "a", "to": ["nowhere"]}]}, "there is no destination nowhere, only pacs, viewer"),
         ({"rules": [{"name": "a", "to": ["pacs"]}] * 2}, "two rules are called a"),
-        ({"rules": [{"name": "a", "to": ["pacs"], "forms": ["rtstruct"]}]}, "accepts none of its `forms`"),
+        (
+            {"rules": [{"name": "a", "to": ["pacs"], "output_formats": ["rtstruct"]}]},
+            "accepts none of its `output_formats`",
+        ),
         ({"rules": [{"name": "a", "to": ["pacs"], "modalty": "CT"}]}, "rules.0.modalty"),
         ({"dimse": {"port": 1}}, "list the permitted `senders`"),
-        ({"dimse": {"anybody": True, "tls": {}}}, "a listener needs a certificate"),
+        ({"dimse": {"any_sender": True, "tls": {}}}, "a listener needs a certificate"),
         ({"dimse": None, "web": None}, "there is no source of studies"),
         ({"dimse": {"senders": [{"ae_title": "A" * 17}]}}, "1 to 16 characters"),
         ({"dimse": {"senders": [{"ae_title": "A", "addresses": ["ten"]}]}}, "ten is neither an IP address"),
-        ({"destinations": {"pacs": {}}}, "give either `dimse` or `web`"),
+        ({"destinations": {"pacs": {}}}, "give the `type` of the destination: dimse or dicomweb"),
         ({"servers": {"urls": ["server"]}}, "write it like http://server:3000"),
     ],
 )

@@ -119,7 +119,7 @@ def test_study_that_is_held_is_deleted_after_its_time(tmp_path: Path) -> None:
     write_study(tmp_path / "study", "held for long")
     objects = objects_of(tmp_path / "study")
     keep = {"free_bytes": 1000, "hours": 1 / 3600, "failed_days": 5 / 86400}
-    with running_gateway(make_offline_config(tmp_path, keep=keep), tmp_path / "gateway") as gateway:
+    with running_gateway(make_offline_config(tmp_path, retention=keep), tmp_path / "gateway") as gateway:
         with sending(gateway, objects[0]) as association:
             for one in objects:
                 if one is objects[2]:
@@ -153,7 +153,7 @@ def test_study_that_lacked_an_instance_goes_on_when_it_comes(tmp_path: Path) -> 
 def test_association_that_breaks_off_does_not_complete_a_study_sooner(tmp_path: Path, send: Callable[..., Any]) -> None:
     write_study(tmp_path / "study", "broken")
     objects = objects_of(tmp_path / "study")
-    config = make_offline_config(tmp_path, complete={"quiet_seconds": 0.5, "interrupted_seconds": 600.0})
+    config = make_offline_config(tmp_path, completeness={"quiet_seconds": 0.5, "interrupted_seconds": 600.0})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         with sending(gateway, objects[0], "STORESCU") as association:
             for one in objects[:3]:
@@ -174,7 +174,7 @@ def test_instance_in_whose_middle_the_connection_broke_off_is_missed(tmp_path: P
     """GW-14. All but one instance arrive; that one breaks off in the middle, and nobody sends it again."""
     write_study(tmp_path / "study", "half", shape=(200, 180, 6))
     objects = objects_of(tmp_path / "study")
-    config = make_offline_config(tmp_path, dimse={"port": 0, "anybody": True, "pdu": pdu})
+    config = make_offline_config(tmp_path, dimse={"port": 0, "any_sender": True, "pdu": pdu})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         with sending(gateway, objects[0]) as association:
             for one in objects[1:]:
@@ -286,7 +286,7 @@ def test_association_of_which_nothing_is_taken_is_written_down(strict: RunningGa
 
 
 def test_one_address_cannot_take_all_associations(tmp_path: Path) -> None:
-    config = make_offline_config(tmp_path, dimse={"port": 0, "anybody": True, "associations": 10})
+    config = make_offline_config(tmp_path, dimse={"port": 0, "any_sender": True, "associations": 10})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         open_ones = [associate(gateway, "GREEDY") for _ in range(12)]
         assert sum(one.is_established for one in open_ones) == 8
@@ -305,7 +305,7 @@ def test_one_address_cannot_take_all_associations(tmp_path: Path) -> None:
 
 
 def test_connections_that_ask_for_nothing_take_no_place_of_an_association(tmp_path: Path) -> None:
-    config = make_offline_config(tmp_path, dimse={"port": 0, "anybody": True, "associations": 5})
+    config = make_offline_config(tmp_path, dimse={"port": 0, "any_sender": True, "associations": 5})
     with running_gateway(config, tmp_path / "gateway") as gateway, contextlib.ExitStack() as stack:
         for _ in range(60):
             stack.enter_context(socket.create_connection(("127.0.0.1", gateway.dicom_port)))
@@ -316,7 +316,7 @@ def test_connections_that_ask_for_nothing_take_no_place_of_an_association(tmp_pa
 
 @pytest.mark.parametrize("silent", [False, True], ids=["associations", "silent connections"])
 def test_gateway_with_two_hundred_idle_peers_stops_within_twenty_seconds(tmp_path: Path, silent: bool) -> None:
-    door = {"port": 0, "anybody": True, "associations": 300, "acse_seconds": 300.0, "network_seconds": 300.0}
+    door = {"port": 0, "any_sender": True, "associations": 300, "acse_seconds": 300.0, "network_seconds": 300.0}
     with (
         running_gateway(make_offline_config(tmp_path, dimse=door), tmp_path / "gateway") as gateway,
         contextlib.ExitStack() as stack,

@@ -19,7 +19,7 @@ from tests.server.harness import RunningServer
 
 
 def dimse(port: int, host: str = "127.0.0.1", **more: Any) -> dict[str, Any]:
-    return {"dimse": {"ae_title": "ARCHIVE", "host": host, "port": port}, **more}
+    return {"type": "dimse", "ae_title": "ARCHIVE", "host": host, "port": port, **more}
 
 
 def to_all(destinations: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def test_healthy_archive_gets_everything_beside_those_that_hang_are_slow_or_nowh
     ):
         destinations = {
             "hanging": dimse(hanging),
-            "hanging by web": {"web": {"url": f"http://127.0.0.1:{hanging_web}"}},
+            "hanging by web": {"type": "dicomweb", "url": f"http://127.0.0.1:{hanging_web}"},
             "slow": dimse(slow_one.port),
             "down": dimse(free_port()),
             "nowhere": dimse(104, "archive.invalid"),
@@ -72,7 +72,12 @@ def test_what_waited_for_an_archive_is_sent_at_once_when_it_is_back(
     well: list[bool] = []
     with http_peer(lambda e: e.reply(200 if well else 503)) as (url, seen):
         destinations = {
-            "archive": {"web": {"url": url}, "retry": {"first_seconds": 3, "longest_seconds": 3}, "parallel": 1}
+            "archive": {
+                "type": "dicomweb",
+                "url": url,
+                "retry": {"first_seconds": 3, "longest_seconds": 3},
+                "parallel": 1,
+            }
         }
         config = make_config(tmp_path, server.url, **to_all(destinations))
         with running_gateway(config, tmp_path / "gateway") as gateway:
@@ -164,7 +169,7 @@ def test_words_of_peers_are_in_no_log_and_each_line_tells_event_peer_and_status(
         http_peer(lambda e: e.reply(401, b"Mueller^Hans may not", "text/plain")) as (web, _),
         http_peer(lambda e: e.reply(500, {"error": "Mueller^Hans is no scan"}, "application/json")) as (bad, _),
     ):
-        parts = to_all({"archive": dimse(archive.port), "web": {"web": {"url": web}}})
+        parts = to_all({"archive": dimse(archive.port), "web": {"type": "dicomweb", "url": web}})
         servers = {"urls": [bad, server.url]}
         config = make_config(tmp_path, server.url, **parts | {"retry": {"first_seconds": 0.3}}, servers=servers)
         with running_gateway(config, tmp_path / "gateway") as gateway:

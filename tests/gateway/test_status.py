@@ -145,7 +145,7 @@ def test_study_whose_count_never_settles_is_shown_and_fetched_on_demand(tmp_path
             tmp_path,
             dimse=None,
             polls=[{"url": peer.url, "every_seconds": 0.1, "name": "PACS"}],
-            complete={"quiet_seconds": 0.3},
+            completeness={"quiet_seconds": 0.3},
         )
         with running_gateway(config, tmp_path / "gateway") as gateway:
             wait_until(lambda: problems(gateway), describe=lambda: gateway.output)
@@ -165,7 +165,7 @@ def test_purged_study_is_fetched_again_unless_it_is_purged_for_good(tmp_path: Pa
             tmp_path,
             dimse=None,
             polls=[{"url": peer.url, "every_seconds": 0.2, "name": "PACS"}],
-            complete={"quiet_seconds": 0.3},
+            completeness={"quiet_seconds": 0.3},
             rules=[RULE],
         )
         with running_gateway(config, tmp_path / "gateway") as gateway:

@@ -14,15 +14,16 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from pynetdicom.sop_class import SegmentationStorage  # type: ignore[attr-defined]
 
-from server.gateway.config import Destination, DimseDestination
-from server.gateway.delivery import CommitmentReports, deliver_files
+from server.gateway.commitment_scu import CommitmentReports
 from server.gateway.delivery_result import DeliveryResult
+from server.gateway.destinations import DimseDestination
+from server.gateway.destinations.destination import Delivery
 from tests.gateway.peers import ALL_CONTEXTS, PATIENT, fake_storage_scp, make_result_file, silent_port
 
 
 def send(files: Sequence[Path], port: int, **more: Any) -> DeliveryResult:
-    to = Destination(dimse=DimseDestination(ae_title="ARCHIVE", host="127.0.0.1", port=port), **more)
-    return deliver_files(files, to, "SEMISEG", CommitmentReports())
+    to = DimseDestination(ae_title="ARCHIVE", host="127.0.0.1", port=port, **more)
+    return to.deliver(files, Delivery("SEMISEG", CommitmentReports()))
 
 
 @pytest.fixture
@@ -156,8 +157,8 @@ def test_archive_that_does_not_answer_is_in_trouble_within_the_times_of_its_conf
 
 
 def test_name_that_nobody_knows_is_trouble(files: list[Path]) -> None:
-    to = Destination(dimse=DimseDestination(ae_title="ARCHIVE", host="archive.invalid", port=104))
-    assert "does not answer" in deliver_files(files, to, "SEMISEG", CommitmentReports()).trouble
+    to = DimseDestination(ae_title="ARCHIVE", host="archive.invalid", port=104)
+    assert "does not answer" in to.deliver(files, Delivery("SEMISEG", CommitmentReports())).trouble
 
 
 def test_answer_that_cannot_be_decoded_ends_the_association_at_once(

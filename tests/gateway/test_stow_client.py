@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from server.gateway.config import Destination, WebDestination
-from server.gateway.delivery import CommitmentReports, deliver_files
+from server.gateway.commitment_scu import CommitmentReports
 from server.gateway.delivery_result import DeliveryResult
+from server.gateway.destinations import DicomwebDestination
+from server.gateway.destinations.destination import Delivery
 from tests.gateway.peers import INVALID_URLS, HttpExchange, http_peer, make_result_file, silent_port, stow_response
 
 JSON = "application/dicom+json"
@@ -32,9 +33,12 @@ def files(tmp_path: Path) -> list[Path]:
     return [make_result_file(tmp_path / "results", form) for form in ("seg", "sr", "rtstruct")]
 
 
+DELIVERY = Delivery("SEMISEG", CommitmentReports())
+
+
 def send(files: Sequence[Path], url: str, **more: Any) -> DeliveryResult:
-    to = Destination(web=WebDestination(url=f"{url}/dicom-web"), **more)
-    return deliver_files(files, to, "SEMISEG", CommitmentReports())
+    to = DicomwebDestination(url=f"{url}/dicom-web", **more)
+    return to.deliver(files, DELIVERY)
 
 
 def uids(exchange: HttpExchange) -> list[str]:
@@ -202,11 +206,11 @@ def test_token_is_read_for_each_delivery(files: list[Path], tmp_path: Path) -> N
         exchange.reply(200 if good else 401)
 
     with http_peer(answer) as (url, _):
-        to = Destination(web=WebDestination(url=url, token=token))
+        to = DicomwebDestination(url=url, token=token)
         token.write_text("old\n")
-        assert "401" in deliver_files(files, to, "SEMISEG", CommitmentReports()).trouble
+        assert "401" in to.deliver(files, DELIVERY).trouble
         token.write_text("new\n")
-        assert len(deliver_files(files, to, "SEMISEG", CommitmentReports()).confirmed) == 3
+        assert len(to.deliver(files, DELIVERY).confirmed) == 3
 
 
 def test_archive_that_never_answers_costs_the_time_of_its_configuration(files: list[Path]) -> None:

@@ -47,7 +47,7 @@ def test_late_slices_make_a_result_that_supersedes_the_earlier_one(
     server: RunningServer, archive: Orthanc, send: Callable[..., Any], tmp_path: Path
 ) -> None:
     study, part, whole = in_two_parts(tmp_path, "superseded")
-    rules = [{"name": "all MR", "modality": "MR", "forms": FORMS, "to": ["archive"]}]
+    rules = [{"name": "all MR", "modality": "MR", "output_formats": FORMS, "to": ["archive"]}]
     config = make_config(tmp_path, server.url, destinations=dimse_destination(archive.dicom_port), rules=rules)
     with running_gateway(config, tmp_path / "gateway") as gateway:
         assert send(gateway, part).returncode == 0
@@ -89,7 +89,7 @@ def test_late_slices_wait_for_a_decision_where_that_is_wanted(
         tmp_path,
         server.url,
         destinations=dimse_destination(archive.dicom_port),
-        complete={"quiet_seconds": 1.0, "late": "hold"},
+        completeness={"quiet_seconds": 1.0, "late": "hold"},
     )
     with running_gateway(config, tmp_path / "gateway") as gateway:
         assert send(gateway, part).returncode == 0
@@ -114,7 +114,7 @@ def test_no_result_before_the_study_is_complete_where_that_is_wanted(
 
     study, part, whole = in_two_parts(tmp_path, "word")
     config = make_config(
-        tmp_path, server.url, destinations=dimse_destination(archive.dicom_port), complete={"quiet_seconds": None}
+        tmp_path, server.url, destinations=dimse_destination(archive.dicom_port), completeness={"quiet_seconds": None}
     )
     with running_gateway(config, tmp_path / "gateway") as gateway:
         assert send(gateway, part).returncode == 0

@@ -57,7 +57,7 @@ def test_door_with_tls_lets_in_whom_its_authority_knows(certificates: dict[str, 
         "authority": str(certificates["authority"]),
     }
     with running_gateway(
-        make_offline_config(tmp_path, dimse={"port": 0, "anybody": True, "tls": tls}), tmp_path / "g"
+        make_offline_config(tmp_path, dimse={"port": 0, "any_sender": True, "tls": tls}), tmp_path / "g"
     ) as gateway:
 
         def echo(name: str | None) -> bool:
@@ -133,7 +133,7 @@ def test_study_goes_out_over_tls_to_an_archive_that_commits_itself(
             "commitment": True,
             "tls": tls,
         }
-        parts = make_config(tmp_path, server.url, destinations={"archive": {"dimse": archive}})
+        parts = make_config(tmp_path, server.url, destinations={"archive": {"type": "dimse", **archive}})
         write_study(tmp_path / "study", "over TLS")
         with running_gateway(parts, tmp_path / "gateway") as gateway:
             program = dcmtk_program(require_program, "storescu")
@@ -141,9 +141,7 @@ def test_study_goes_out_over_tls_to_an_archive_that_commits_itself(
             wait_until(lambda: gateway.audit("delivered"), describe=lambda: gateway.output)
             told = gateway.command("check")
             assert "destination archive, seg: is accepted as" in told and "commitment: is offered" in told
-            parts["destinations"]["archive"]["dimse"] = archive | {
-                "tls": tls | {"authority": str(certificates["nobody"])}
-            }
+            parts["destinations"]["archive"] |= {"tls": tls | {"authority": str(certificates["nobody"])}}
             gateway.file.write_text(yaml.safe_dump(parts))
             refused = gateway.try_command("check")
             assert refused.returncode == 1 and "has a certificate that is not trusted" in refused.stdout

@@ -38,7 +38,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
         destinations=UNREACHABLE_DESTINATIONS,
         dimse=None,
         web={"port": 0, "keys": str(folder / "keys"), "upload_bytes": 2**20},
-        complete={"quiet_seconds": 60.0},
+        completeness={"quiet_seconds": 60.0},
     )
     with running_gateway(config, folder / "gateway") as running:
         yield running
@@ -150,7 +150,7 @@ def test_request_that_breaks_off_does_not_complete_a_study_sooner(tmp_path: Path
     """GW-14."""
     found = instances(tmp_path, "cut off")
     complete = {"quiet_seconds": 0.5, "interrupted_seconds": 600.0}
-    with running_gateway(make_offline_config(tmp_path, complete=complete), tmp_path / "gateway") as gateway:
+    with running_gateway(make_offline_config(tmp_path, completeness=complete), tmp_path / "gateway") as gateway:
         url = f"{gateway.web}/dicom-web/studies"
         broken = httpx.post(url, **body(*map(encoded, found[:3]), b"half", end=b""), trust_env=False)
         assert broken.status_code == 400

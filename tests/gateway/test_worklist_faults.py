@@ -272,7 +272,7 @@ def test_end_that_the_manager_refuses_stays_in_the_status(
     with ups_manager() as manager:
         manager.before = refuse
         uid = manager.create([input_information_item(objects, url=archive.url)])
-        config = make_worklist_config(tmp_path, server.url, archive.url, manager) | {"keep": {"hours": 0.5 / 3600}}
+        config = make_worklist_config(tmp_path, server.url, archive.url, manager) | {"retention": {"hours": 0.5 / 3600}}
         with running_gateway(config, tmp_path / "gateway") as gateway:
             wait_until(lambda: "refuses" in str(gateway.status()["workitems"]), describe=lambda: gateway.output)
             wait_until(lambda: "refuses the state COMPLETED with HTTP 409" in gateway.command("status"))

@@ -16,7 +16,8 @@ from pynetdicom import AE
 from pynetdicom.sop_class import UnifiedProcedureStepPull, UnifiedProcedureStepPush  # type: ignore[attr-defined]
 
 from semiseg.errors import InputError
-from server.gateway.config import Destination, DimseDestination, WebDestination, read_config
+from server.gateway.config import read_config
+from server.gateway.destinations import DicomwebDestination, DimseDestination
 from server.gateway.ups_workitem import Workitem, is_below
 from tests.gateway.harness import make_offline_config, running_gateway
 from tests.gateway.peers import fake_storage_scp
@@ -283,8 +284,8 @@ def test_destinations_that_a_workitem_asks_for_are_among_the_configured_ones(
     asked: list[dict[str, str]], names: tuple[str, ...], elsewhere: bool
 ) -> None:
     destinations = {
-        "pacs": Destination(dimse=DimseDestination(ae_title="PACS", host="127.0.0.1", port=104)),
-        "web": Destination(web=WebDestination(url="http://archive/dicom-web")),
+        "pacs": DimseDestination(ae_title="PACS", host="127.0.0.1", port=104),
+        "web": DicomwebDestination(url="http://archive/dicom-web"),
     }
     one = Dataset()
     one.SOPInstanceUID, one.OutputDestinationSequence = "1.2.3", [stored_at(**place) for place in asked]
@@ -301,7 +302,12 @@ def test_results_go_where_the_workitem_asks_for_them(
         asked = [stored_at(DestinationAE="OTHER"), *([stored_at(DestinationAE="NOBODY")] if also else [])]
         uid = manager.create([input_information_item(objects, url=archive.url)], OutputDestinationSequence=asked)
         config = make_worklist_config(tmp_path, server.url, archive.url, manager)
-        config["destinations"]["other"] = {"dimse": {"ae_title": "OTHER", "host": "127.0.0.1", "port": other.port}}
+        config["destinations"]["other"] = {
+            "type": "dimse",
+            "ae_title": "OTHER",
+            "host": "127.0.0.1",
+            "port": other.port,
+        }
         with running_gateway(config, tmp_path / "gateway") as gateway:
             done = wait_until_ended(manager, uid, "COMPLETED", gateway)
         assert sorted(one.Modality for one, _ in other.received) == ["SEG", "SR"]

@@ -13,7 +13,7 @@ from tests.gateway.ups_manager import PATIENT, UpsManager
 from tests.outputs.orthanc import Orthanc
 from tests.polling import wait_until
 
-STEP = {"label": "Segment", "forms": ["seg", "sr"], "to": ["archive"]}
+STEP = {"label": "Segment", "output_formats": ["seg", "sr"], "to": ["archive"]}
 
 
 def worklist_config(manager: UpsManager, *archives: str, **more: Any) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def make_worklist_config(
         server,
         dimse=None,
         worklists=[worklist_config(manager, archive, **(more or {}))],
-        destinations={"archive": {"web": {"url": to or archive}}},
+        destinations={"archive": {"type": "dicomweb", "url": to or archive}},
     )
 
 

@@ -7,9 +7,10 @@ import time
 from typing import Any
 
 from semiseg.errors import InputError
+from server.gateway.commitment_scu import CommitmentReports
 from server.gateway.context import GatewayContext
-from server.gateway.delivery import CommitmentReports, deliver_files
 from server.gateway.delivery_result import DeliveryResult
+from server.gateway.destinations.destination import Delivery
 from server.gateway.job_payloads import DeliverPayload
 from server.gateway.retry_scheduler import RetryScheduler
 from server.jobs.worker import JobFailed, RunningJob
@@ -42,7 +43,7 @@ class DeliverStage:
         if not all(file.exists() for file in files):
             raise JobFailed("The results are not here any more; have the series segmented again.")
         try:
-            outcome = deliver_files(files, destination, self._config.ae_title, self._commitments, task.cancelled)
+            outcome = destination.deliver(files, Delivery(self._config.ae_title, self._commitments, task.cancelled))
         except InputError as error:
             outcome = DeliveryResult(trouble=str(error))
         taken += outcome.confirmed

@@ -51,7 +51,7 @@ class PurgeStage:
 
     def delete_study(self, name: str, jobs: list[QueuedJob]) -> bool:
         """Delete a study, its ``jobs`` and their results; return False if instances of it are arriving."""
-        overwrite = self._config.keep.overwrite
+        overwrite = self._config.retention.overwrite
         if not self._instance_store.remove(name, lambda: self._is_open(name), overwrite=overwrite):
             return False
         for job in jobs:

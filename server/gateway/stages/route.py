@@ -99,7 +99,7 @@ class RouteStage:
         self._instance_store.resolve_conflict(name, choice)
         if choice == "new":
             for one in others:  # so that the same jobs are created again
-                delete(self._results / one.id, overwrite=self._config.keep.overwrite)
+                delete(self._results / one.id, overwrite=self._config.retention.overwrite)
                 self._queue.delete(one.id)
         self._audit.record("conflict decided", study=name, job=job.id, kept="newer" if choice == "new" else "earlier")
         self._complete(name, "an operator decided which version is kept")
@@ -128,7 +128,7 @@ class RouteStage:
         They are queried once, because a study may have thousands of series.
         """
         found: dict[tuple[str, str], set[str]] = {}
-        if self._config.complete.late == "hold":
+        if self._config.completeness.late == "hold":
             for one in self._queue.jobs("running", "done", queue=SEGMENT, owner=study):
                 found.setdefault(_series_of(one), set()).add(one.key or "")
         return found
