@@ -63,8 +63,10 @@ def predict(
     answer: Annotated[
         str | None,
         typer.Option(
+            "--output-format",
+            "--answer",
             help="Output format: nifti, nifti-labelmap, seg, seg-labelmap, seg-fractional, rtstruct, sr, overlay, "
-            "json, seg-nrrd or nrrd; by default the suffix of --out decides."
+            "json, seg-nrrd or nrrd; by default the suffix of --out decides.",
         ),
     ] = None,
     series: Annotated[
@@ -188,7 +190,7 @@ class BatchRequest:
 
     file: Path
     out: Path
-    answer: str
+    output_format: str
     cluster: str | None
     workers: int | None
 
@@ -206,9 +208,7 @@ def _predict_list(
         segment_sequentially,
     )
 
-    if asked.answer is None:
-        raise InputError("A list of scans needs --answer, the output format of its results.")
-    output_format = require_format(asked.answer).name
+    output_format = require_format(asked.output_format).name
     opening = partial(open_model, model.absolute(), settings, threads=threads, precision=precision)
     items = read_scan_list(asked.file.absolute(), asked.out.absolute(), output_format)
     opened = opening()

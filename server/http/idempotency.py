@@ -10,7 +10,7 @@ from pathlib import Path
 from semiseg.outputs.formats import FORMER_NAMES
 from server.http.limits import ApiError
 from server.http.output_formats import requested_formats
-from server.http.uploads import FILES_FIELD
+from server.http.uploads import FILES_FIELD, present_fields
 
 MAX_KEY_LENGTH = 200  # characters of a key
 _DEFAULTS = {"strict": "false", "aligned": "false"}
@@ -47,8 +47,8 @@ def request_digest(
         OSError: A file cannot be read.
         ApiError: 400, a requested output format does not exist.
     """
-    options = {name: value for name, value in fields.items() if value and value != _DEFAULTS.get(name)}
-    formats = requested_formats(fields.get("answer", ""), accept)
+    options = {name: value for name, value in present_fields(fields).items() if value and value != _DEFAULTS.get(name)}
+    formats = requested_formats(options.pop("output_format", ""), accept)
     options["answer"] = ",".join(_DIGESTED_NAMES.get(one.name, one.name) for one in formats)
     parts = channels or {FILES_FIELD: files}
     contents = {name: sorted(_digest_of(file) for file in members) for name, members in parts.items()}

@@ -204,13 +204,14 @@ class JobEndpoints:
             raise ApiError(
                 409, f"The job is {job.state}; try again later.", headers={"Retry-After": str(RETRY_SECONDS)}
             )
-        asked = request.query_params.get("answer")
+        asked = request.query_params.get("output_format", request.query_params.get("answer"))  # its former name
         kept = stored_format(job)
         if asked is not None and present_name(asked) != kept:
             if kept != VIEWER_BUNDLE:
                 raise ApiError(
                     400,
-                    f"Only the result of a job that was sent with `answer` = {VIEWER_BUNDLE} has other output formats.",
+                    f"Only the result of a job that was sent with `output_format` = {VIEWER_BUNDLE} has other output "
+                    "formats.",
                 )
             client = client_identity(request)
             with self._handler.admission.admit(client):

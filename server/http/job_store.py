@@ -25,7 +25,7 @@ from semiseg.system.durable_files import link_or_copy, move_durably, replace_fil
 from server.http.idempotency import key_reused_error, request_digest
 from server.http.result_headers import remark_pairs, segment_millilitres
 from server.http.results import EncodedResult
-from server.http.uploads import Upload
+from server.http.uploads import Upload, present_fields
 from server.jobs.deletion import empty_folder, remove
 from server.jobs.queue import ENDED_STATES, JobState, Queue, QueuedJob
 
@@ -131,7 +131,7 @@ class JobStore:
         channels = {name: tuple(folder / file for file in files) for name, files in payload["channels"].items()}
         files = tuple(folder / name for name in payload["files"])
         # The model that was selected when the job was accepted, even if the server has other models now.
-        fields = {**payload["fields"], "model": payload["model"]}
+        fields = {**present_fields(payload["fields"]), "model": payload["model"]}
         return Upload(files, channels, fields, payload["received"], payload.get("dicom", False)), folder
 
     def save_result(self, job: QueuedJob, answer: EncodedResult) -> dict[str, Any]:
@@ -178,5 +178,5 @@ def _needs_upload(job: QueuedJob) -> bool:
 
 def stored_format(job: QueuedJob) -> str | None:
     """Return the name of the output format that a job was sent with; None for the default of its scan."""
-    name = job.payload["fields"].get("answer")
+    name = present_fields(job.payload["fields"]).get("output_format")
     return None if name is None else present_name(name)

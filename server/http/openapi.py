@@ -17,8 +17,8 @@ from server.http.uploads import CHANNEL_PREFIX, FILES_FIELD
 _REF = "#/components/schemas/{model}"
 
 ERRORS = {
-    400: "The form is not valid: it has no file in `scan`, an unknown field, an unknown `answer` or `model`, or no "
-    "end, or it requests an output format that the scan does not allow, such as a DICOM SEG of a NIfTI file.",
+    400: "The form is not valid: it has no file in `scan`, an unknown field, an unknown `output_format` or `model`, or "
+    "no end, or it requests an output format that the scan does not allow, such as a DICOM SEG of a NIfTI file.",
     401: "The server needs an API key, and the request has none or an invalid one.",
     403: "A page of another server sent the request, or the request has a host name that the server's configuration "
     "does not allow.",
@@ -155,11 +155,11 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
         "schema": {"type": "string", "enum": ["stop"]},
     }
     form_again = {
-        "name": "answer",
+        "name": "output_format",
         "in": "query",
-        "description": "Output format of the result, if the job was sent with `answer` = `viewer-bundle`; the default "
-        "is the format that the job was sent with.",
-        "schema": form["properties"]["answer"],
+        "description": "Output format of the result, if the job was sent with `output_format` = `viewer-bundle`; "
+        "the default is the format that the job was sent with.",
+        "schema": form["properties"]["output_format"],
     }
     accepted = {
         "description": "The job was accepted. The scan is stored on the server's disk and will be segmented, even if "
@@ -287,7 +287,7 @@ def _form(models: ServedModels, limits: Limits) -> dict[str, Any]:
                 "enum": list(models.by_name),
                 "description": "Name of the model; may be omitted if the server has only one.",
             },
-            "answer": {
+            "output_format": {
                 "anyOf": [
                     {"type": "string", "enum": list(OUTPUT_FORMATS)},
                     {"type": "string", "pattern": f"^({one})(,({one}))+$"},
@@ -296,7 +296,7 @@ def _form(models: ServedModels, limits: Limits) -> dict[str, Any]:
                 "description": f"Output format of the result: {files}. Several formats, separated by commas, are "
                 "returned as one zip with a folder named after each format. If the field is omitted, the first of "
                 "these media types in the Accept header decides; without one, the format is `nifti` for a volume in "
-                "one file and `seg` for DICOM.",
+                "one file and `seg` for DICOM. The former name of the field, `answer`, is still accepted.",
             },
             "series": {
                 "type": "string",

@@ -18,7 +18,7 @@ ZIP_MEDIA_TYPE = "application/zip"  # media type of a result in several formats,
 
 
 def requested_formats(field: str, accept: str) -> tuple[OutputFormat, ...]:
-    """The output formats of a request: from its field `answer`, or else from its Accept header; may be empty.
+    """The output formats of a request: from its field `output_format`, or else from its Accept header; may be empty.
 
     Raises:
         ApiError: 400, the field names an unknown format.
@@ -40,7 +40,7 @@ def _accepted(accept: str) -> list[str]:
 
 
 def parse_formats(field: str) -> tuple[OutputFormat, ...]:
-    """Parse the field `answer`: names of output formats, separated by commas.
+    """Parse the field `output_format`: names of output formats, separated by commas.
 
     Raises:
         ApiError: 400, a name is unknown or empty.
@@ -49,7 +49,8 @@ def parse_formats(field: str) -> tuple[OutputFormat, ...]:
     *others, last = OUTPUT_FORMATS
     if None in found:
         raise ApiError(
-            400, f"The field `answer` must be {', '.join(others)} or {last}, or several of them separated by commas."
+            400,
+            f"The field `output_format` must be {', '.join(others)} or {last}, or several of them separated by commas.",
         )
     return tuple(output_format for output_format in found if output_format is not None)
 

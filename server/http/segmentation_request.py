@@ -43,13 +43,13 @@ class SegmentationRequest:
     def from_upload(
         cls, upload: Upload, accept: str, models: ServedModels, *, with_report: bool = False
     ) -> SegmentationRequest:
-        """Parse the form; the Accept header is used if the form has no field `answer`.
+        """Parse the form; the Accept header is used if the form has no field `output_format`.
 
         Raises:
             ApiError: 400, a field is invalid; 415, no file can be a scan.
         """
         model = models.select(upload.fields.get("model"))
-        formats = requested_formats(upload.fields.get("answer", ""), accept)
+        formats = requested_formats(upload.fields.get("output_format", ""), accept)
         scan_request = cls(upload, model, formats, _read_options(upload), with_report)
         if upload.dicom:  # detected during the upload, so that the files are opened only once, for reading
             return scan_request

@@ -6,6 +6,7 @@ beyond the limit is rejected at once, but is not relied upon: the received bytes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from server.http.multipart import FormWriter, check_content_length, receive_part
 
 FILES_FIELD = "scan"
 CHANNEL_PREFIX = "channel:"  # and the channel's name
-TEXT_FIELDS = ("model", "answer", "series", "strict", "aligned")
+TEXT_FIELDS = ("model", "output_format", "series", "strict", "aligned")
+FORMER_FIELDS = {"answer": "output_format"}  # still accepted, and sent by clients of earlier versions
 TEXT_BYTES = 4096
 DICOM_START_BYTES = 132  # a preamble and "DICM" (PS3.10 7.1)
 
@@ -58,6 +60,11 @@ async def receive_upload(request: Request, body: RequestBody, folder: Path, limi
     if not form.files:
         raise ApiError(400, f"The form has no file in its field `{FILES_FIELD}`.")
     return Upload(tuple(form.files), form.by_channel(), form.texts(), body.received, form.dicom)
+
+
+def present_fields(fields: Mapping[str, str]) -> dict[str, str]:
+    """Return text fields of a form under their present names, for forms that an earlier version stored."""
+    return {FORMER_FIELDS.get(name, name): value for name, value in fields.items()}
 
 
 class _Form(FormWriter):
@@ -103,7 +110,8 @@ class _Form(FormWriter):
             self.begin_file(self.folder / f"scan-{len(self.files) + 1:05d}")
             self.parts.append(name)
             self._start.clear()
-        elif name in TEXT_FIELDS and not self._is_file:
+        elif name in (*TEXT_FIELDS, *FORMER_FIELDS) and not self._is_file:
+            self._part = name = FORMER_FIELDS.get(name, name)
             if name in self._values:
                 raise ApiError(400, f"The field `{name}` is given twice.")
             self._values[name] = bytearray()

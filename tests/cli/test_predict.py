@@ -144,18 +144,20 @@ def test_what_was_corrected_is_printed_or_refused_when_strict(bundle, server, se
 @pytest.mark.parametrize("who", ["bundle", "server"])
 def test_the_form_of_the_answer_can_be_named(bundle, server, series, tmp_path, who):
     model = models(bundle, server)[who]
-    run = predict(*model, series, "--out", tmp_path / "mask.dcm", "--answer", "rtstruct")
+    run = predict(*model, series, "--out", tmp_path / "mask.dcm", "--output-format", "rtstruct")
     assert run.returncode == 0, run.stderr
     assert pydicom.dcmread(tmp_path / "mask.dcm").Modality == "RTSTRUCT"
-    wrong = predict(*model, series, "--out", tmp_path / "mask.nii", "--answer", "rtstruct")
+    wrong = predict(*model, series, "--out", tmp_path / "mask.nii", "--output-format", "rtstruct")
     assert "a file of the format rtstruct is named .dcm" in assert_one_sentence(wrong, 2)
-    assert "none of these" in assert_one_sentence(predict(*model, series, "--out", "m.dcm", "--answer", "stl"), 2)
+    assert "none of these" in assert_one_sentence(
+        predict(*model, series, "--out", "m.dcm", "--output-format", "stl"), 2
+    )
 
 
 @pytest.mark.parametrize("who", ["bundle", "server"])
 def test_probabilities_are_answered_when_asked_for(bundle, server, series, tmp_path, who):
     for name in ("seg", "seg-fractional"):
-        asked = (series, "--out", tmp_path / f"{name}.dcm", "--answer", name)
+        asked = (series, "--out", tmp_path / f"{name}.dcm", "--output-format", name)
         run = predict(*models(bundle, server)[who], *asked)
         assert run.returncode == 0, run.stderr
     binary, fractional = (hd.seg.segread(tmp_path / f"{name}.dcm") for name in ("seg", "seg-fractional"))
@@ -170,9 +172,9 @@ def test_probabilities_are_answered_when_asked_for(bundle, server, series, tmp_p
 def test_one_label_map_of_regions_is_refused_before_anything_is_computed(scan, series, tmp_path):
     regions = make_threshold_bundle(tmp_path / "regions", activation="sigmoid").folder
     asked = (regions, scan, "--out", tmp_path / "mask.nii")
-    sentence = assert_one_sentence(predict(*asked, "--answer", "nifti-labelmap"), 2)
+    sentence = assert_one_sentence(predict(*asked, "--output-format", "nifti-labelmap"), 2)
     assert sentence.startswith("semiseg: low, high may overlap other regions")
-    refused = predict(regions, series, "--out", tmp_path / "mask.dcm", "--answer", "seg-labelmap")
+    refused = predict(regions, series, "--out", tmp_path / "mask.dcm", "--output-format", "seg-labelmap")
     assert "cannot be a label map in DICOM" in assert_one_sentence(refused, 2)
     assert predict(*asked).returncode == 0
     assert nib.load(tmp_path / "mask.nii").shape == (*nib.load(scan).shape, 2)

@@ -50,7 +50,7 @@ def test_a_dicom_series_is_segmented_into_nifti(bundle: Path, series: Path, tmp_
 
 
 def test_an_rtstruct_is_written(bundle: Path, series: Path, tmp_path: Path) -> None:
-    run = predict(bundle, series, "--out", tmp_path / "structures.dcm", "--answer", "rtstruct")
+    run = predict(bundle, series, "--out", tmp_path / "structures.dcm", "--output-format", "rtstruct")
     assert run.returncode == 0, run.stderr
     assert pydicom.dcmread(tmp_path / "structures.dcm").Modality == "RTSTRUCT"
 
@@ -61,7 +61,7 @@ def test_an_rtstruct_is_written(bundle: Path, series: Path, tmp_path: Path) -> N
 def test_what_highdicom_writes_is_refused_in_a_sentence_that_says_how_to_install_it(
     bundle: Path, series: Path, tmp_path: Path, kind: str, name: str
 ) -> None:
-    run = predict(bundle, series, "--out", tmp_path / name, "--answer", kind)
+    run = predict(bundle, series, "--out", tmp_path / name, "--output-format", kind)
     assert run.returncode == 2, run.stderr
     assert run.stderr.startswith("semiseg: ") and run.stderr.count("\n") == 1, run.stderr
     assert "pip install --no-deps highdicom" in run.stderr

@@ -142,7 +142,7 @@ def test_list_that_cannot_be_meant_is_refused(tmp_path: Path, content: str | Non
     ("options", "words"),
     [
         (["--server", "http://a"], "neither a server"),
-        (["--answer", "none"], "output format can be nifti"),
+        (["--output-format", "none"], "output format can be nifti"),
         (["--strict"], "one scan"),
     ],
 )

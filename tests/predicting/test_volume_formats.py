@@ -104,7 +104,7 @@ def test_the_mask_lies_on_the_scan_of_any_format(
 def test_the_server_reads_what_the_command_line_reads(
     form: str, server: RunningServer, scans: dict[str, list[Path]], tmp_path: Path
 ) -> None:
-    answer = server.segment(*scans[form], fields={"answer": "seg-nrrd"})
+    answer = server.segment(*scans[form], fields={"output_format": "seg-nrrd"})
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/x-nrrd"
     assert 'filename="segmentation.seg.nrrd"' in answer.headers["content-disposition"]
@@ -143,7 +143,7 @@ def test_a_remark_on_a_header_reaches_the_person_in_every_way(
     assert any(text.startswith(sentence) for text in model.predict(path).warnings)
     with pytest.raises(VolumeError, match=rf"a\.nrrd: {sentence}"):
         model.predict(path, strict=True)
-    answer = server.segment(path, fields={"answer": "json"})
+    answer = server.segment(path, fields={"output_format": "json"})
     assert "no_orientation" in [remark["code"] for remark in answer.json()["remarks"]]
     assert [code for code, _ in json.loads(answer.headers["X-Semiseg-Remarks"])][:1] == ["no_orientation"]
     answer = server.segment(path, fields={"strict": "true"})

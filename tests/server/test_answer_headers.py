@@ -89,7 +89,7 @@ def server(tmp_path_factory: pytest.TempPathFactory):
 def test_head_of_an_answer_stays_below_what_a_default_proxy_takes(server, series):
     files = sorted(series.iterdir())
     for kind in ("seg", "nifti", "json", "seg,sr"):
-        answer = server.segment(*files, fields={"answer": kind})
+        answer = server.segment(*files, fields={"output_format": kind})
         assert answer.status_code == 200, answer.text
         assert head_bytes(answer) < HEAD_BYTES
         assert json.loads(answer.headers[SHORTENED_HEADER]) == [MILLILITRES_HEADER, REMARKS_HEADER]
@@ -99,7 +99,7 @@ def test_head_of_an_answer_stays_below_what_a_default_proxy_takes(server, series
 
 
 def test_client_reads_from_the_body_what_the_headers_leave_out(server, series):
-    report = server.segment(*sorted(series.iterdir()), fields={"answer": "json"}).json()
+    report = server.segment(*sorted(series.iterdir()), fields={"output_format": "json"}).json()
     millilitres = {segment["name"]: segment["ml"] for segment in report["segments"]}
     remarks = tuple((remark["code"], remark["text"]) for remark in report["remarks"])
     assert len(millilitres) == 14 and any(len(text) > MAX_HEADER_BYTES for _, text in remarks)
@@ -126,8 +126,8 @@ def test_report_comes_beside_any_form_to_whoever_asks_for_it(server):
     scan = nib.Nifti1Image(scan_array((12, 10, 8)), np.eye(4)).to_bytes()
     for fields, folders in (
         ({}, {"nifti", "json"}),
-        ({"answer": "json"}, {"json"}),
-        ({"answer": "nrrd"}, {"nrrd", "json"}),
+        ({"output_format": "json"}, {"json"}),
+        ({"output_format": "nrrd"}, {"nrrd", "json"}),
     ):
         answer = server.segment(scan, fields=fields, headers={"Accept": f"{RESULTS_MEDIA_TYPE}, */*"})
         assert answer.headers["content-type"] == RESULTS_MEDIA_TYPE

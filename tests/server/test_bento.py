@@ -81,7 +81,9 @@ def test_bentoml_serves_it_and_asks_for_a_key(built, tmp_path):
         files = {"scan": nib.Nifti1Image(array, np.eye(4)).to_bytes()}
         assert httpx.post(f"{url}/segment", files=files, timeout=60).status_code == 401
         key = {"Authorization": f"Bearer {KEY}"}
-        answer = httpx.post(f"{url}/segment", files=files, data={"answer": "json"}, headers=key, timeout=60).json()
+        answer = httpx.post(
+            f"{url}/segment", files=files, data={"output_format": "json"}, headers=key, timeout=60
+        ).json()
         voxels = {s["name"]: round(s["ml"] * 1000) for s in answer["segments"]}
         labels = expected_mask(array)
         assert voxels == {"low": int(np.sum(labels == 1)), "high": int(np.sum(labels == 2))}

@@ -80,7 +80,7 @@ def test_a_study_is_told_apart_by_uids(server, series):
     assert refused.status_code == 422
     assert "2 image series that fit for channel 'T1'" in refused.json()["error"]
     uids = {name: pydicom.dcmread(files[0]).SeriesInstanceUID for name, files in series.items()}
-    answer = sent(server, parts, series=",".join(f"{k}={v}" for k, v in uids.items()), answer="json")
+    answer = sent(server, parts, series=",".join(f"{k}={v}" for k, v in uids.items()), output_format="json")
     assert answer.status_code == 200, answer.text
     assert {v["description"]: (v["channel"], v["reason"]) for v in answer.json()["selection"]} == {
         name: (name, "It was requested by its UID.") for name in series
@@ -105,7 +105,7 @@ def test_another_grid_needs_the_senders_word(server):
     refused = sent(server, parts)
     assert refused.status_code == 422
     assert "'T1' and 'FLAIR' lie on different grids" in refused.json()["error"]
-    answer = sent(server, parts, aligned="true", answer="json")
+    answer = sent(server, parts, aligned="true", output_format="json")
     assert answer.status_code == 200, answer.text
     (remark,) = answer.json()["remarks"]
     assert remark["code"] == "resampled_channel" and "covers 91%" in remark["text"]

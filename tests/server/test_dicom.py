@@ -82,18 +82,20 @@ def test_zip_of_a_series_is_answered_with_a_seg_that_refers_to_its_instances(ser
 
 
 def test_structures_are_answered_when_asked_for(server, series):
-    answer = server.segment(zipped(series), fields={"answer": "rtstruct"})
+    answer = server.segment(zipped(series), fields={"output_format": "rtstruct"})
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-disposition"] == 'attachment; filename="structures.dcm"'
     struct = pydicom.dcmread(io.BytesIO(answer.content))
     assert [roi.ROIName for roi in struct.StructureSetROISequence] == ["low", "high"]
-    refused = server.segment(nib.Nifti1Image(scan_array(SHAPE), AFFINE).to_bytes(), fields={"answer": "rtstruct"})
+    refused = server.segment(
+        nib.Nifti1Image(scan_array(SHAPE), AFFINE).to_bytes(), fields={"output_format": "rtstruct"}
+    )
     assert (refused.status_code, "refers to the segmented images" in refused.json()["error"]) == (400, True)
 
 
 def test_a_report_is_answered_when_asked_for_and_refers_to_the_seg(server, series):
-    report = pydicom.dcmread(io.BytesIO(server.segment(zipped(series), fields={"answer": "sr"}).content))
-    seg = pydicom.dcmread(io.BytesIO(server.segment(zipped(series), fields={"answer": "seg"}).content))
+    report = pydicom.dcmread(io.BytesIO(server.segment(zipped(series), fields={"output_format": "sr"}).content))
+    seg = pydicom.dcmread(io.BytesIO(server.segment(zipped(series), fields={"output_format": "seg"}).content))
     assert report.Modality == "SR"
     referenced = {
         item.ReferencedSOPInstanceUID
@@ -117,7 +119,7 @@ def test_the_same_series_gives_the_same_seg_instance(server, series):
 
 
 def test_series_can_be_answered_in_nifti_in_its_place_in_the_patient(server, series):
-    answer = server.segment(zipped(series), fields={"answer": "nifti"})
+    answer = server.segment(zipped(series), fields={"output_format": "nifti"})
     assert answer.status_code == 200, answer.text
     mask = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
     volume = read_series(series).volume
@@ -128,7 +130,7 @@ def test_series_can_be_answered_in_nifti_in_its_place_in_the_patient(server, ser
 
 def test_json_says_the_millilitres_of_each_segment_and_who_measured_them(server, series, bundle):
     where_it_runs = choose_engine(bundle).selected.engine_and_device
-    answer = server.segment(zipped(series), fields={"answer": "json"}).json()
+    answer = server.segment(zipped(series), fields={"output_format": "json"}).json()
     labels = expected_mask(scan_array(SHAPE, seed=21))
     voxel = 0.8 * 0.9 * 2.5 / 1000
     assert [s["name"] for s in answer["segments"]] == ["low", "high"]
@@ -165,7 +167,7 @@ def test_one_of_two_series_is_chosen_by_its_uid(server, series, tmp_path):
 
 def test_what_was_corrected_is_told_in_every_form_and_refused_when_strict(server, series):
     without_one = [*series[:4], *series[5:]]
-    answer = server.segment(*without_one, fields={"answer": "json"})
+    answer = server.segment(*without_one, fields={"output_format": "json"})
     assert answer.status_code == 200, answer.text
     (remark,) = answer.json()["remarks"]
     assert remark["code"] == "missing_slices"

@@ -147,11 +147,11 @@ def test_full_disk_is_a_507_with_a_sentence_and_nothing_is_left(bundle, small_di
     options = ("--state", str(small_disk / "s"), "--min-free-mb", "0")
     with running_server(bundle, tmp_path / "p", *options) as server:
         scan = nifti(1, (70, 60, 50))
-        done = post(server, nifti(), answer="nifti").json()["id"]
+        done = post(server, nifti(), output_format="nifti").json()["id"]
         wait(server, done)
         ballast = fill(small_disk, leave=leave)
         for path in ("segment", "jobs"):
-            for fields in ({"answer": "nifti"}, {"answer": "viewer-bundle"}):
+            for fields in ({"output_format": "nifti"}, {"output_format": "viewer-bundle"}):
                 answer = server.http.post(f"{server.url}/{path}", files={"scan": scan}, data=fields)
                 assert answer.status_code == 507, (path, fields, answer.text)
                 assert "disk" in answer.json()["error"] and int(answer.headers["retry-after"]) > 0
@@ -160,7 +160,7 @@ def test_full_disk_is_a_507_with_a_sentence_and_nothing_is_left(bundle, small_di
         ballast.unlink()
         assert [p.name for p in (small_disk / "s" / "uploads").iterdir()] == []
         assert [p.name for p in (small_disk / "s" / "work").iterdir() if not p.name.startswith("bentoml")] == []
-        again = post(server, scan, answer="nifti")
+        again = post(server, scan, output_format="nifti")
         assert again.status_code == 202 and wait(server, again.json()["id"])["state"] == "done"
 
 
@@ -172,7 +172,7 @@ def test_disk_that_is_full_once_the_upload_is_there_loses_no_job(bundle, small_d
         accepted = []
         ballast = fill(small_disk, leave=leave)
         for seed in range(8):
-            job = post(server, nifti(seed), answer="viewer-bundle")
+            job = post(server, nifti(seed), output_format="viewer-bundle")
             assert job.status_code in (202, 507), job.text
             accepted += [job.json()["id"]] if job.status_code == 202 else []
             assert server.segment(nifti(seed)).status_code in (200, 507)

@@ -251,15 +251,15 @@ def test_nothing_of_a_patient_is_in_logs_errors_figures_or_names(bundle, tmp_pat
     broken = [files[0].read_bytes()[:-50], *(file.read_bytes() for file in files[2:])]
     uploads: list[tuple[list[bytes], dict[str, str]]] = [
         ([packed.getvalue()], {}),
-        ([packed.getvalue()], {"answer": "sr"}),
+        ([packed.getvalue()], {"output_format": "sr"}),
         ([packed.getvalue()[:-40]], {}),
-        ([file.read_bytes() for file in files], {"answer": "json"}),
+        ([file.read_bytes() for file in files], {"output_format": "json"}),
         (broken, {"strict": "true"}),
         ([image.to_bytes()], {}),
         ([image.to_bytes()[:-7]], {}),
         ([MARK.encode() * 100], {}),
         ([files[0].read_bytes()], {"series": "1.2.3"}),
-        ([image.to_bytes()], {"answer": MARK}),
+        ([image.to_bytes()], {"output_format": MARK}),
         ([image.to_bytes()], {"model": MARK}),
     ]
     said: list[str] = []

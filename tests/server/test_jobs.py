@@ -74,14 +74,14 @@ def state(server: RunningServer) -> Path:
 
 def test_result_of_a_job_is_the_answer_of_segment(server, state):
     scan = nifti()
-    accepted = post(server, scan, answer="nifti")
+    accepted = post(server, scan, output_format="nifti")
     assert accepted.status_code == 202
     job = accepted.json()
     assert accepted.headers["location"] == f"/jobs/{job['id']}"
     ended = wait(server, job["id"])
     assert (ended["state"], ended["attempts"], ended["error"]) == ("done", 1, None)
     assert ended["windows_done"] == ended["windows_total"] == 1
-    result, answer = server.get(f"/jobs/{job['id']}/result"), server.segment(scan, fields={"answer": "nifti"})
+    result, answer = server.get(f"/jobs/{job['id']}/result"), server.segment(scan, fields={"output_format": "nifti"})
     assert result.status_code == 200
     assert result.content == answer.content
     for name in ("content-type", "content-disposition", "x-semiseg-millilitres", "x-semiseg-model"):
@@ -130,7 +130,7 @@ def test_events_tell_each_change_until_the_end(server):
 def test_wrong_scan_fails_with_the_sentence_and_status_of_segment(server, state):
     text = post(server, b"no scan at all")
     assert text.status_code == 415  # what can be seen at once is said at once
-    assert post(server, nifti(), answer="picture").status_code == 400
+    assert post(server, nifti(), output_format="picture").status_code == 400
     broken = nifti()[:-100]
     job = post(server, broken).json()
     ended = wait(server, job["id"])
@@ -154,18 +154,19 @@ def test_same_idempotency_key_is_the_same_job(server):
 
 def test_idempotency_key_belongs_to_its_scan_and_options(server):
     key = {"Idempotency-Key": "mine"}
-    first = post(server, nifti(1), key, answer="nifti").json()["id"]
-    for scan, fields in ((nifti(2), {"answer": "nifti"}), (nifti(1), {"answer": "json"}), (nifti(1), {})):
+    first = post(server, nifti(1), key, output_format="nifti").json()["id"]
+    for scan, fields in ((nifti(2), {"output_format": "nifti"}), (nifti(1), {"output_format": "json"}), (nifti(1), {})):
         refused = post(server, scan, key, **fields)
         assert refused.status_code == 422 and "Idempotency-Key" in refused.json()["error"]
     wait(server, first)
-    assert post(server, nifti(2), key, answer="nifti").status_code == 422  # also after the end
+    assert post(server, nifti(2), key, output_format="nifti").status_code == 422  # also after the end
     # What is said with other words is the same request.
-    again = post(server, nifti(1), key, answer="nifti", strict="false").json()
-    named = post(server, nifti(1), key | {"Accept": "application/dicom"}, answer="nifti").json()
+    again = post(server, nifti(1), key, output_format="nifti", strict="false").json()
+    assert post(server, nifti(1), key, answer="nifti").json()["id"] == again["id"]  # the former name of the field
+    named = post(server, nifti(1), key | {"Accept": "application/dicom"}, output_format="nifti").json()
     assert (again["id"], again["state"], named["id"]) == (first, "done", first)
     assert server.http.delete(f"{server.url}/jobs/{first}").json()["state"] == "done"
-    other = post(server, nifti(2), key, answer="nifti")  # with the job its key is forgotten
+    other = post(server, nifti(2), key, output_format="nifti")  # with the job its key is forgotten
     assert other.status_code == 202 and other.json()["id"] != first
     wait(server, other.json()["id"])
     wait_until(lambda: not list(server.state.glob("uploads/*")))  # nothing is kept of what was refused
@@ -253,13 +254,13 @@ def test_stopped_server_goes_on_with_its_jobs_when_it_starts_again(bundle, tmp_p
     options = ("--state", str(tmp_path / "s"), "--parallel", "1")
     with running_server(bundle, tmp_path / "1", *options) as server:
         slow = post(server, slow_scan(96)).json()["id"]
-        small = post(server, nifti(), answer="nifti").json()["id"]
+        small = post(server, nifti(), output_format="nifti").json()["id"]
         wait(server, slow, "running")
         assert server.stop() == 0
     with running_server(bundle, tmp_path / "2", *options) as server:
         assert wait(server, slow)["attempts"] == 1  # a stop in good order is no attempt
         assert wait(server, small)["state"] == "done"
-        expected = server.segment(nifti(), fields={"answer": "nifti"}).content
+        expected = server.segment(nifti(), fields={"output_format": "nifti"}).content
         assert server.get(f"/jobs/{small}/result").content == expected
 
 
@@ -280,7 +281,7 @@ def test_no_accepted_job_is_lost_when_the_server_is_killed_again_and_again(bundl
             killer.start()
             for scan in scans[2 * k : 2 * k + 2]:
                 with contextlib.suppress(httpx.TransportError, json.JSONDecodeError):  # then it was not acknowledged
-                    names[post(server, scan, answer="nifti").json()["id"]] = scan
+                    names[post(server, scan, output_format="nifti").json()["id"]] = scan
             killer.join()
             server.process.wait(30)
         finally:
@@ -288,7 +289,7 @@ def test_no_accepted_job_is_lost_when_the_server_is_killed_again_and_again(bundl
     with running_server(bundle, tmp_path / "last", *options) as server:
         for name, scan in names.items():
             assert wait(server, name)["state"] == "done"
-            expected = server.segment(scan, fields={"answer": "nifti"}).content
+            expected = server.segment(scan, fields={"output_format": "nifti"}).content
             found = server.get(f"/jobs/{name}/result").content
             assert hashlib.sha256(found).digest() == hashlib.sha256(expected).digest()
         kept = [name for name in files_of(tmp_path / "s") if name.startswith("results/")]
@@ -322,20 +323,24 @@ def test_job_that_takes_too_long_is_given_up(bundle, tmp_path):
 
 def test_case_is_answered_in_other_forms_without_the_network(server):
     scan = nifti(4, (40, 36, 20))
-    job = post(server, scan, answer="case").json()["id"]
+    job = post(server, scan, output_format="case").json()["id"]
     wait(server, job)
     before = windows_run(server)
-    answers = {kind: server.get(f"/jobs/{job}/result?answer={kind}") for kind in ("nifti", "nifti-labelmap", "json")}
+    answers = {
+        kind: server.get(f"/jobs/{job}/result?output_format={kind}") for kind in ("nifti", "nifti-labelmap", "json")
+    }
     assert windows_run(server) == before
     for kind in ("nifti", "nifti-labelmap"):
-        assert answers[kind].content == server.segment(scan, fields={"answer": kind}).content
-    assert answers["json"].json()["segments"] == server.segment(scan, fields={"answer": "json"}).json()["segments"]
-    assert server.get(f"/jobs/{job}/result?answer=seg").status_code == 400  # no DICOM was sent
-    assert server.get(f"/jobs/{job}/result?answer=picture").status_code == 400
+        assert answers[kind].content == server.segment(scan, fields={"output_format": kind}).content
+    assert (
+        answers["json"].json()["segments"] == server.segment(scan, fields={"output_format": "json"}).json()["segments"]
+    )
+    assert server.get(f"/jobs/{job}/result?output_format=seg").status_code == 400  # no DICOM was sent
+    assert server.get(f"/jobs/{job}/result?output_format=picture").status_code == 400
     server.http.delete(f"{server.url}/jobs/{job}")
-    plain = post(server, scan, answer="json").json()["id"]
+    plain = post(server, scan, output_format="json").json()["id"]
     wait(server, plain)
-    assert "viewer-bundle" in server.get(f"/jobs/{plain}/result?answer=nifti").json()["error"]
+    assert "viewer-bundle" in server.get(f"/jobs/{plain}/result?output_format=nifti").json()["error"]
 
 
 def test_one_clients_jobs_do_not_go_before_all_of_anothers(bundle, tmp_path):

@@ -93,7 +93,7 @@ def test_nothing_that_a_request_says_of_itself_is_in_the_log(tmp_path: Path):
         )
         for path in (
             f"jobs/{MARK}",
-            f"jobs/{MARK}/result?answer={MARK}",
+            f"jobs/{MARK}/result?output_format={MARK}",
             f"models?{MARK}",
             f"page/{MARK}",
             f"{MARK}?{MARK}",

@@ -82,7 +82,7 @@ def full_intensity() -> bytes:
 
 CAUSES: dict[str, Callable[[RunningServer], httpx.Response]] = {
     "200": lambda s: s.segment(nifti()),
-    "400": lambda s: s.segment(nifti(), fields={"answer": "png"}),
+    "400": lambda s: s.segment(nifti(), fields={"output_format": "png"}),
     "408": standing_still,
     "413": lambda s: s.segment(bytes(5 * 2**20)),
     "415": lambda s: s.segment(b"text"),
@@ -116,8 +116,8 @@ def test_every_form_of_answer_that_is_described_can_be_had(server, document, ser
     operation = document["paths"]["/segment"]["post"]
     form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     media = set()
-    for kind in form["answer"]["anyOf"][0]["enum"]:
-        answer = server.segment(*series, fields={"answer": kind})
+    for kind in form["output_format"]["anyOf"][0]["enum"]:
+        answer = server.segment(*series, fields={"output_format": kind})
         assert answer.status_code == 200, answer.text
         media.add(answer.headers["content-type"].split(";")[0])
         assert set(operation["responses"]["200"]["headers"]) <= {_title(name) for name in answer.headers}
@@ -131,7 +131,7 @@ def test_every_form_of_answer_that_is_described_can_be_had(server, document, ser
 
 def test_json_answer_fits_its_schema(server, document, series):
     schema = document["paths"]["/segment"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
-    answer = server.segment(*series, fields={"answer": "json"}).json()
+    answer = server.segment(*series, fields={"output_format": "json"}).json()
     assert_valid(answer, schema, document)
     with pytest.raises(AssertionError):
         assert_valid({**answer, "segments": "none"}, schema, document)  # the check itself can fail
@@ -152,13 +152,13 @@ def test_accept_header_decides_as_described(server, series, accept, expected):
 
 
 def test_field_names_the_answer_before_the_accept_header(server):
-    answer = server.segment(nifti(), fields={"answer": "json"}, headers={"accept": "application/gzip"})
+    answer = server.segment(nifti(), fields={"output_format": "json"}, headers={"accept": "application/gzip"})
     assert answer.headers["content-type"] == "application/json"
 
 
 def test_fields_that_are_described_are_those_that_are_taken(server, document):
     form = document["paths"]["/segment"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"scan", "channel:image", "model", "answer", "series", "strict", "aligned"}
+    assert set(form["properties"]) == {"scan", "channel:image", "model", "output_format", "series", "strict", "aligned"}
     assert form["oneOf"] == [{"required": ["scan"]}, {"required": ["channel:image"]}]
     assert form["additionalProperties"] is False
     assert server.segment(nifti(), fields={"other": "1"}).status_code == 400

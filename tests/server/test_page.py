@@ -209,13 +209,13 @@ def test_downloads_are_the_answers_of_the_interface(browser, server, series):
     upload(browser, server, *series)
     drawn(browser)
     rows = [row.text.split() for row in browser.find_elements("css selector", "#segments tbody tr")]
-    answer = server.segment(*series, fields={"answer": "json"}).json()
+    answer = server.segment(*series, fields={"output_format": "json"}).json()
     assert rows == [[s["name"], f"{s['ml']:.2f}"] for s in answer["segments"]]
     mask = saved(browser, "nifti", "segmentation.nii.gz")
-    assert mask == server.segment(*series, fields={"answer": "nifti"}).content
+    assert mask == server.segment(*series, fields={"output_format": "nifti"}).content
     for kind, name, modality in (("seg", "segmentation.dcm", "SEG"), ("rtstruct", "structures.dcm", "RTSTRUCT")):
         ours = pydicom.dcmread(io.BytesIO(saved(browser, kind, name)))
-        theirs = pydicom.dcmread(io.BytesIO(server.segment(*series, fields={"answer": kind}).content))
+        theirs = pydicom.dcmread(io.BytesIO(server.segment(*series, fields={"output_format": kind}).content))
         assert ours.Modality == modality and ours.SOPInstanceUID == theirs.SOPInstanceUID
         assert ours.get("PixelData") == theirs.get("PixelData")
     fractional = pydicom.dcmread(io.BytesIO(saved(browser, "seg-fractional", "segmentation.dcm")))

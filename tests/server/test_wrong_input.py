@@ -136,7 +136,7 @@ def test_file_in_an_unknown_field_is_refused(server):
 
 
 def test_field_given_twice_is_refused(server):
-    parts = [("scan", ("a", nifti())), ("answer", (None, "json")), ("answer", (None, "nifti"))]
+    parts = [("scan", ("a", nifti())), ("output_format", (None, "json")), ("output_format", (None, "nifti"))]
     assert_one_sentence(server, server.http.post(f"{server.url}/segment", files=parts), 400)
 
 
@@ -145,11 +145,11 @@ def test_endless_text_field_is_refused(server):
 
 
 def test_unknown_answer_is_refused(server):
-    assert "nifti" in assert_one_sentence(server, server.segment(nifti(), fields={"answer": "stl"}), 400)
+    assert "nifti" in assert_one_sentence(server, server.segment(nifti(), fields={"output_format": "stl"}), 400)
 
 
 def test_seg_of_a_nifti_file_is_refused(server):
-    assert "DICOM" in assert_one_sentence(server, server.segment(nifti(), fields={"answer": "seg"}), 400)
+    assert "DICOM" in assert_one_sentence(server, server.segment(nifti(), fields={"output_format": "seg"}), 400)
 
 
 def test_bare_file_without_a_form_is_refused(server):

@@ -38,13 +38,13 @@ export async function ask(path, options = {}) {
 
 export const json = async (path, options) => (await ask(path, options)).json();
 
-/** Makes the form of a scan: its files, the model, and the output format `answer`. */
-export function formOf(files, model, answer) {
+/** Makes the form of a scan: its files, the model, and its output format. */
+export function formOf(files, model, outputFormat) {
   const form = new FormData();
   // File names may identify the patient, so the server gets numbers instead.
   files.forEach((file, k) => form.append("scan", file, String(k + 1).padStart(5, "0")));
   if (model) form.append("model", model);
-  form.append("answer", answer);
+  form.append("output_format", outputFormat);
   return form;
 }
 

@@ -24,8 +24,8 @@ async function begin() {
     const document_ = await json("docs.json");
     server.jobs = "/jobs" in document_.paths;
     const form = document_.paths["/segment"].post.requestBody.content["multipart/form-data"].schema;
-    server.kinds = form.properties.answer.anyOf[0].enum;
-    server.dicomKinds = form.properties.answer["x-needs-dicom"];
+    server.kinds = form.properties.output_format.anyOf[0].enum;
+    server.dicomKinds = form.properties.output_format["x-needs-dicom"];
   } catch (error) {
     at("key-form").hidden = !(error instanceof Refused && error.status === 401);
     at("form").hidden = !at("key-form").hidden;
@@ -272,7 +272,7 @@ async function answer(one, kind) {
   const again = () => ask("segment", { method: "POST", body: formOf(one.files, one.model, kind) });
   if (!one.id) return again();
   try {
-    return await ask(`jobs/${one.id}/result?answer=${kind}`);
+    return await ask(`jobs/${one.id}/result?output_format=${kind}`);
   } catch (error) {
     if (error.status === 400 && one.files) return again();
     throw error;
