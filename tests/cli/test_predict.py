@@ -149,9 +149,7 @@ def test_the_form_of_the_answer_can_be_named(bundle, server, series, tmp_path, w
     assert pydicom.dcmread(tmp_path / "mask.dcm").Modality == "RTSTRUCT"
     wrong = predict(*model, series, "--out", tmp_path / "mask.nii", "--output-format", "rtstruct")
     assert "a file of the format rtstruct is named .dcm" in assert_one_sentence(wrong, 2)
-    assert "none of these" in assert_one_sentence(
-        predict(*model, series, "--out", "m.dcm", "--output-format", "stl"), 2
-    )
+    assert "none of these" in assert_one_sentence(predict(*model, series, "--out", "m.dcm", "--answer", "stl"), 2)
 
 
 @pytest.mark.parametrize("who", ["bundle", "server"])

@@ -329,6 +329,7 @@ def test_case_is_answered_in_other_forms_without_the_network(server):
     answers = {
         kind: server.get(f"/jobs/{job}/result?output_format={kind}") for kind in ("nifti", "nifti-labelmap", "json")
     }
+    assert server.get(f"/jobs/{job}/result?answer=nifti").content == answers["nifti"].content  # the former name
     assert windows_run(server) == before
     for kind in ("nifti", "nifti-labelmap"):
         assert answers[kind].content == server.segment(scan, fields={"output_format": kind}).content

@@ -140,6 +140,12 @@ def test_field_given_twice_is_refused(server):
     assert_one_sentence(server, server.http.post(f"{server.url}/segment", files=parts), 400)
 
 
+def test_former_name_of_a_field_is_understood_but_not_beside_the_present_one(server):
+    assert server.segment(nifti(), fields={"answer": "json"}).json()["segments"]
+    both = server.segment(nifti(), fields={"answer": "json", "output_format": "json"})
+    assert "given twice" in assert_one_sentence(server, both, 400)
+
+
 def test_endless_text_field_is_refused(server):
     assert_one_sentence(server, server.segment(nifti(), fields={"series": "1." * 100_000}), 400)
 
