@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import SamConfig, SamModel, SamVisionConfig
-from transformers.models.sam.modeling_sam import SamMaskDecoder
 
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
 from trainer.networks.rgb_input import rgb_input_layer
 from trainer.pretrained_weights import LOADING_ERRORS, WeightsSource, one_line_error
 from trainer.recipe import Positive, Section
+
+if TYPE_CHECKING:  # importing them takes a second, which runs of other methods save
+    from transformers import SamConfig, SamModel
 
 # Name prefixes of the trained parameters; all others are frozen. SAM's positional matrix
 # (`network.shared_image_embedding`), a buffer in the original code and a parameter in transformers, is never trained.
@@ -121,6 +122,8 @@ class SamSettings(Section):
         Raises:
             RecipeError: The configuration is invalid, or that of the weights cannot be read.
         """
+        from transformers import SamConfig, SamVisionConfig
+
         try:
             if self.weights is not None:
                 self.weights.manifest_entry("config.json")
@@ -258,6 +261,8 @@ def _freeze(segmenter: SamSegmenter, finetune: str) -> None:
 
 
 def _from_scratch(config: SamConfig) -> SamModel:
+    from transformers import SamModel
+
     try:
         return SamModel(config)
     except LOADING_ERRORS as error:
@@ -265,6 +270,9 @@ def _from_scratch(config: SamConfig) -> SamModel:
 
 
 def _from_weights(weights: WeightsSource, config: SamConfig) -> SamModel:
+    from transformers import SamModel
+    from transformers.models.sam.modeling_sam import SamMaskDecoder
+
     try:
         network, loaded = SamModel.from_pretrained(
             weights.source,
@@ -293,6 +301,8 @@ def _from_weights(weights: WeightsSource, config: SamConfig) -> SamModel:
 
 def _of_other_side(network: SamModel, side: int) -> SamModel:
     """Return a copy of the network for images of another side, with interpolated position embeddings."""
+    from transformers import SamConfig, SamModel
+
     config = SamConfig.from_dict(network.config.to_dict())
     patch = config.vision_config.patch_size
     if side % patch:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from monai.transforms.utils import create_rotate
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
+from trainer.monai_modules import create_rotate
 from trainer.recipe import Augmentation
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
@@ -23,6 +22,9 @@ from trainer.networks.custom import build_custom_network, import_network_functio
 from trainer.networks.rgb_input import rgb_input_layer
 from trainer.pretrained_weights import LOADING_ERRORS, WeightsSource, one_line_error
 from trainer.recipe import Positive, Section
+
+if TYPE_CHECKING:  # importing it takes a second, which runs of other methods save
+    from transformers import SegformerForSemanticSegmentation
 
 # Keys of SegFormer's configuration that determine its modules.
 ARCHITECTURE_KEYS = (
@@ -284,6 +286,8 @@ def _efficientnet(section: TeacherConfig, inputs: int, outputs: int) -> SliceTea
 
 
 def _segformer(section: TeacherConfig) -> SegformerForSemanticSegmentation:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
     if section.weights is None:
         unknown = sorted(set(section.config) - set(SegformerConfig().to_dict()))
         if unknown:

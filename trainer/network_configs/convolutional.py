@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from monai.networks.nets.dynunet import DynUNet
-from monai.networks.nets.segresnet import SegResNet
-from monai.networks.nets.unet import UNet
 from pydantic import Field, model_validator
 from torch import nn
 
+from trainer.monai_modules import DynUNet, SegResNet, UNet
 from trainer.network_configs.base import (
     MonaiNetworkConfig,
     NetworkConfig,

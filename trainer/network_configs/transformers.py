@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from monai.networks.nets.swin_unetr import SwinUNETR
-from monai.networks.nets.unetr import UNETR
 from pydantic import Field, model_validator
 from torch import nn
 
+from trainer.monai_modules import UNETR, SwinUNETR
 from trainer.network_configs.base import MonaiNetworkConfig, Rate, Triple
 from trainer.recipe import Positive
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monai.networks.nets.flexible_unet import FlexibleUNet
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trainer.monai_modules import FlexibleUNet
 from trainer.networks.encoders import load_encoder_weights, run_padded
 from trainer.networks.rgb_input import RGB_CHANNELS
 
