@@ -151,6 +151,7 @@ def test_a_run_that_cannot_work_is_named_and_the_others_are_compared(place: Path
         assert [r["method"] for r in csv.DictReader(stream)] == ["supervised"]
 
 
+@pytest.mark.long
 def test_a_budget_of_minutes_becomes_updates(place: Path, compare: Callable[..., Said]) -> None:
     out = place / "minutes"
     done = compare("--methods", "supervised", "--out", str(out), "--minutes", "0.1", "--on", "development")

@@ -52,6 +52,7 @@ def tiny() -> BenchmarkResult:
     return result
 
 
+@pytest.mark.long
 def test_contenders_draw_the_mask_of_one_network(tiny: BenchmarkResult) -> None:
     by_name = {one.name: one for one in tiny.timed}
     assert {"OpenVINO fp32", "ONNX Runtime fp32", "OpenVINO int8"} < set(by_name)

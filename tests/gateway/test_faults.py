@@ -88,7 +88,7 @@ def test_replicas_that_are_killed_in_turn_lose_no_study(
     archive: Orthanc, send: Callable[..., Any], tmp_path: Path
 ) -> None:
     """GW-08."""
-    bundle = make_threshold_bundle(tmp_path / "bundle", work=6).folder
+    bundle = make_threshold_bundle(tmp_path / "bundle", work=4).folder
     ports = [free_port() for _ in range(3)]
     servers = [RunningServer(bundle, tmp_path / f"server{k}", port=str(port)) for k, port in enumerate(ports)]
     try:
@@ -100,20 +100,20 @@ def test_replicas_that_are_killed_in_turn_lose_no_study(
             destinations=dimse_destination(archive.dicom_port),
             servers={"urls": [server.url for server in servers], "parallel": 1},
         )
-        studies = [write_study(tmp_path / f"study{k}", f"replica-{k}", shape=(96, 80, 40)) for k in range(6)]
+        studies = [write_study(tmp_path / f"study{k}", f"replica-{k}", shape=(80, 64, 40)) for k in range(5)]
         with running_gateway(config, tmp_path / "gateway") as gateway:
-            for k in range(6):
+            for k in range(5):
                 assert send(gateway, tmp_path / f"study{k}").returncode == 0
             for k, port in enumerate(ports):
                 wait_until(
-                    lambda: gateway.status()["jobs"]["segment"]["running"] or delivered(gateway) == 6,
+                    lambda: gateway.status()["jobs"]["segment"]["running"] or delivered(gateway) == 5,
                     describe=lambda: gateway.output,
                 )
                 time.sleep(0.5)
                 servers[k].kill()
                 servers[k] = RunningServer(bundle, tmp_path / f"again{k}", port=str(port))
                 servers[k].wait_until_ready()
-            wait_until(lambda: delivered(gateway) == 6, 120, describe=lambda: gateway.output)
+            wait_until(lambda: delivered(gateway) == 5, 120, describe=lambda: gateway.output)
             for study in studies:
                 assert len(archive.instances(study, "SEG")) == 1
             assert len({line["server"] for line in gateway.audit("segmented")}) > 1

@@ -314,7 +314,10 @@ def test_connections_that_ask_for_nothing_take_no_place_of_an_association(tmp_pa
         association.release()
 
 
-@pytest.mark.parametrize("silent", [False, True], ids=["associations", "silent connections"])
+@pytest.mark.parametrize(
+    "silent",
+    [pytest.param(False, id="associations", marks=pytest.mark.long), pytest.param(True, id="silent connections")],
+)
 def test_gateway_with_two_hundred_idle_peers_stops_within_twenty_seconds(tmp_path: Path, silent: bool) -> None:
     door = {"port": 0, "any_sender": True, "associations": 300, "acse_seconds": 300.0, "network_seconds": 300.0}
     with (

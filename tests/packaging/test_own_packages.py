@@ -110,6 +110,7 @@ def hash_of(text: str) -> str:
     return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_distribution_that_overwrote_our_files_is_named_and_the_advice_mends_it(
     distributions: Distributions, serve_environment: Environment, tmp_path: Path

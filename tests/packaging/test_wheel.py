@@ -99,7 +99,7 @@ def from_sdist(
     return environment
 
 
-@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+@pytest.mark.parametrize("kind", ["wheel", pytest.param("sdist", marks=pytest.mark.long)])
 def test_an_installed_semiseg_explains_itself_looks_at_the_machine_and_segments(
     kind: str, serve_environment: Environment, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ def scan(tmp_path: Path) -> Path:
 @pytest.fixture
 def slow_scan(tmp_path: Path) -> Path:
     file = tmp_path / "slow.nii.gz"
-    nib.save(nib.Nifti1Image(scan_without_air((96, 96, 96)), np.eye(4)), file)
+    nib.save(nib.Nifti1Image(scan_without_air((80, 64, 64)), np.eye(4)), file)
     return file
 
 

@@ -141,7 +141,7 @@ def fill(disk: Path, *, leave: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("leave", [0, 8192, 300_000])
+@pytest.mark.parametrize("leave", [pytest.param(0, marks=pytest.mark.long), 8192, 300_000])
 def test_full_disk_is_a_507_with_a_sentence_and_nothing_is_left(bundle, small_disk, tmp_path, leave):
     """SRV-05. Although no free space was asked for: the disk is full in the middle of it."""
     options = ("--state", str(small_disk / "s"), "--min-free-mb", "0")
@@ -164,7 +164,7 @@ def test_full_disk_is_a_507_with_a_sentence_and_nothing_is_left(bundle, small_di
         assert again.status_code == 202 and wait(server, again.json()["id"])["state"] == "done"
 
 
-@pytest.mark.parametrize("leave", [0, 16384, 65536])
+@pytest.mark.parametrize("leave", [0, 16384, pytest.param(65536, marks=pytest.mark.long)])
 def test_disk_that_is_full_once_the_upload_is_there_loses_no_job(bundle, small_disk, tmp_path, leave):
     """SRV-03."""
     options = ("--state", str(small_disk / "s"), "--min-free-mb", "0")

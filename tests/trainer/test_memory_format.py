@@ -43,7 +43,13 @@ def test_convolutions_compute_in_that_order() -> None:
     assert out.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-@pytest.mark.parametrize("method", ALL_METHODS)
+# The networks of the other methods are made of the same layers.
+QUICK = ("supervised", "mean_teacher", "mn", "cfr_ft", "dual", "mcnet")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in ALL_METHODS]
+)
 def test_every_method_comes_to_the_same_weights_but_for_rounding(dataset: Dataset, tmp_path: Path, method: str) -> None:
     # Plain gradient descent: Adam divides a gradient by its size, which makes rounding large where a gradient is zero.
     small = {"patch": [16, 16, 16], "updates": 2, "optimiser": {"kind": "sgd", "rate": 0.01}}
