@@ -14,9 +14,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def hidden_packages(*names: str) -> Iterator[None]:
-    """Let imports of packages fail that are not imported yet, as if they were not installed."""
+    """Let imports of packages fail that are not imported yet, as if they were not installed.
+
+    A name whose module is None fails to import (Python's reference, section 5.3.1).
+    """
     hidden = [name for name in names if name not in sys.modules]
-    sys.modules |= dict.fromkeys(hidden)  # type: ignore[arg-type] - None means that the import fails
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield
     finally:
