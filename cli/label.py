@@ -47,6 +47,10 @@ def label(
     labelled: Annotated[
         int | None, typer.Option(min=0, help="Number of labelled scans of the split to begin with; 0 for none.")
     ] = None,
+    suggestions: Annotated[
+        Path | None,
+        typer.Option(help="Folder that `semiseg suggest` wrote, for the strategy `suggested`."),
+    ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     threads: Threads = None,
@@ -93,6 +97,7 @@ def label(
         host=host,
         port=port,
         threads=threads,
+        suggestions=suggestions,
         access=access,
         config=config,
         train=training,

@@ -31,7 +31,6 @@ from server.labelling.datastore_endpoints import DatastoreEndpoints
 from server.labelling.forms import receive_form, receive_json
 from server.labelling.inference import InferenceEndpoint
 from server.labelling.middleware import LabellingMiddleware, authenticate, error_response
-from server.labelling.selection import STRATEGIES
 from server.labelling.sessions import session_document
 from server.labelling.tasks import TrainingService
 from server.labelling.training_endpoints import TrainingEndpoints
@@ -137,18 +136,18 @@ class _GeneralEndpoints:
             "labels": list(context.datastore.names.values),
             "models": {} if model is None else {model.name: model.describe()},
             "trainers": {} if training is None else {training.name: training.describe()},
-            "strategies": {one.name: {"description": one.description} for one in STRATEGIES.values()},
+            "strategies": {one.name: {"description": one.description} for one in context.strategies.values()},
             "scoring": {},
             "train_stats": {} if training is None else {training.name: training.statistics()},
             "datastore": self._datastore.statistics(),
         }
 
     async def _next_image(self, request: Request, body: RequestBody, _: Path) -> Response:
-        strategy = STRATEGIES.get(request.path_params["strategy"])
-        if strategy is None:
-            raise ApiError(404, f"The strategies are {', '.join(STRATEGIES)}.")
-        await receive_json(body)
         context = self._context
+        strategy = context.strategies.get(request.path_params["strategy"])
+        if strategy is None:
+            raise ApiError(404, f"The strategies are {', '.join(context.strategies)}.")
+        await receive_json(body)
 
         def offer() -> dict[str, Any]:
             image = context.reservations.next(context.datastore.waiting(), strategy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,7 +25,7 @@ from server.keys import ApiKeys
 from server.labelling.datastore import Datastore
 from server.labelling.middleware import RecentLog, error_response
 from server.labelling.models import ModelSlot
-from server.labelling.selection import ImageReservations
+from server.labelling.selection import ImageReservations, Strategy, make_strategies
 from server.labelling.sessions import Sessions
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -45,6 +45,7 @@ class LabellingContext:
         admission: Concurrency limit of requests.
         limiter: Limiter for the concurrent use of the network.
         scratch: Folder for uploads.
+        strategies: Orders in which images are offered, by name.
         reservations: Images that were recently offered to annotators.
         log: Last lines of the log.
     """
@@ -57,6 +58,7 @@ class LabellingContext:
     admission: AdmissionControl
     limiter: FairLimiter
     scratch: Path
+    strategies: Mapping[str, Strategy] = field(default_factory=make_strategies)
     reservations: ImageReservations = field(default_factory=ImageReservations)
     log: RecentLog = field(default_factory=RecentLog)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from semiseg.errors import InputError
+
+SUGGESTIONS_FILE = "suggestions.csv"
 RESERVED_SECONDS = 1800.0
 """Seconds for which an image that was offered to an annotator is not offered again, unless there are no others."""
 
@@ -33,13 +38,49 @@ def _shuffled(images: Sequence[str]) -> list[str]:
     return found
 
 
-STRATEGIES = {
-    one.name: one
-    for one in (
+def make_strategies(suggestions: Path | None = None) -> Mapping[str, Strategy]:
+    """Make the strategies of a server, by name.
+
+    Args:
+        suggestions: File that `semiseg suggest` wrote, or its folder; it is read again for each offer, so that it may
+            be written anew after each training. None for a server without the strategy `suggested`.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    found = [
         Strategy("random", "The unlabelled images in a random order, which is the same each time.", _shuffled),
         Strategy("first", "The unlabelled images in the order of the dataset.", list),
-    )
-}
+    ]
+    if suggestions is not None:
+        read_suggestions(suggestions)
+        words = "The unlabelled images in the order of `semiseg suggest`; then those that it did not rank, at random."
+        found.append(Strategy("suggested", words, lambda images: _as_suggested(images, suggestions)))
+    return {one.name: one for one in found}
+
+
+def read_suggestions(path: Path) -> list[str]:
+    """Return the ids of the ranked scans, best first, of a table that `semiseg suggest` wrote.
+
+    Args:
+        path: The table, or the folder that contains it as ``suggestions.csv``.
+
+    Raises:
+        InputError: The file cannot be read, or lacks the columns `rank` and `scan`.
+    """
+    file = path / SUGGESTIONS_FILE if path.is_dir() else path
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        ranked = [(int(row["rank"]), row["scan"]) for row in rows if row["rank"]]
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError):
+        raise InputError(f"{file} is not a table that `semiseg suggest` wrote (columns rank and scan).") from None
+    return [scan for _, scan in sorted(ranked)]
+
+
+def _as_suggested(images: Sequence[str], suggestions: Path) -> list[str]:
+    place = {scan: number for number, scan in enumerate(read_suggestions(suggestions))}
+    return sorted(_shuffled(images), key=lambda image: place.get(image, len(place)))
 
 
 class ImageReservations:

@@ -28,6 +28,7 @@ from server.labelling.datastore import Datastore
 from server.labelling.label_names import LabelNames
 from server.labelling.model_history import ModelHistory
 from server.labelling.models import LabellingModel, ModelSlot
+from server.labelling.selection import make_strategies
 from server.labelling.sessions import Sessions
 from server.labelling.split_growth import BaseSplit
 from server.labelling.training import RoundTraining, can_train, read_config
@@ -49,6 +50,7 @@ class LabelOptions:
         labelled: Number of labelled scans at the start; None for those of the split's only list.
         host, port: Address and port to listen on; port 0 takes a free one.
         threads: Number of CPU threads of the network; all by default.
+        suggestions: File that `semiseg suggest` wrote, or its folder, for the strategy `suggested`; None for none.
         access: Allowed host names and origins, and trusted proxies.
         config: File with the configuration of the training; None uses the defaults.
         train: True if the server trains models; by default it does if the packages for training are installed.
@@ -63,6 +65,7 @@ class LabelOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     threads: int | None = None
+    suggestions: Path | None = None
     access: AccessOptions = field(default_factory=AccessOptions)
     config: Path | None = None
     train: bool | None = None
@@ -139,7 +142,8 @@ def make_context(
     """Make the context that the endpoints share; this opens the bundle.
 
     Raises:
-        BundleError, EngineError, InputError: The bundle cannot be used for this dataset.
+        BundleError, EngineError, InputError: The bundle cannot be used for this dataset, or the suggestions cannot be
+            read.
     """
     return LabellingContext(
         datastore=datastore,
@@ -150,6 +154,7 @@ def make_context(
         admission=AdmissionControl(limits, scratch),
         limiter=FairLimiter(limits.parallel),
         scratch=scratch,
+        strategies=make_strategies(options.suggestions),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from semiseg.dataset import load_dataset, read_split
+from semiseg.errors import InputError
 from semiseg.volumes.nifti import read_labels
 from tests.datasets import SHAPE, random_labels
 from tests.server.labelling.datasets import write_labelled_dataset
@@ -92,6 +93,31 @@ def test_the_split_grows_and_training_scans_are_offered_until_they_are_done(serv
     split = read_split(load_dataset(server.datastore.dataset.folder), server.datastore.state / "split.json")
     assert split.labelled == ("s3", "s4", "s5", "s6") or set(split.labelled) == {"s3", "s4", "s5", "s6"}
     assert split.test == ("s0",) and split.development == ("s1",) and split.validation == ("s2",)
+
+
+def test_scans_are_offered_as_suggested_and_the_suggestions_may_be_written_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "next"
+    folder.mkdir()
+    table = folder / "suggestions.csv"
+    table.write_text("rank,scan,nearest\n1,s6,s4\n2,s0,s4\n,s4,s6\n", encoding="utf-8")  # s0 is a test scan
+
+    def offered(server: RunningLabelServer) -> str:
+        return str(server.http.post("/activelearning/suggested", json={"client_id": "anna"}).json()["id"])
+
+    with label_server(write_labelled_dataset(tmp_path / "data"), suggestions=folder) as server:
+        assert set(server.info()["strategies"]) == {"random", "first", "suggested"}
+        assert offered(server) == "s6"
+        table.write_text("rank,scan,disagreement\n2,s6,0.1\n1,s5,0.3\n", encoding="utf-8")
+        assert [offered(server) for _ in range(2)] == ["s5", "s4"]
+        table.write_text("scan\ns5\n", encoding="utf-8")
+        refused = server.http.post("/activelearning/suggested", json={})
+        assert refused.status_code == 422 and "is not a table that `semiseg suggest` wrote" in refused.text
+    table.unlink()
+    with (
+        pytest.raises(InputError, match="is not a table that `semiseg suggest`"),
+        label_server(write_labelled_dataset(tmp_path / "other"), suggestions=folder),
+    ):
+        pass
 
 
 def test_an_offered_image_is_opened_where_it_lies_or_downloaded_whole(server: RunningLabelServer) -> None:
