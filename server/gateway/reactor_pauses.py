@@ -1,7 +1,7 @@
 """Pauses of an association's reactor that cannot be missed.
 
 A thread that sends a request pauses the association's own thread, the reactor, which would otherwise take the response
-off the queue. In pynetdicom 3.0 this fails in two cases, both seen on busy machines:
+off the queue. In pynetdicom 3.0 this fails in two cases on a busy machine; a delivery that never ended was seen:
 
 - The reactor has passed its checkpoint but is still marked as paused: it takes the response, and the sender waits until
   its time-out.
