@@ -10,7 +10,7 @@ from example import run
 SAM = """{
     finetune: whole,
     vision: {
-        image_size: 128, patch_size: 8, hidden_size: 48, num_hidden_layers: 2, num_attention_heads: 2, mlp_dim: 96,
+        image_size: 160, patch_size: 8, hidden_size: 48, num_hidden_layers: 2, num_attention_heads: 2, mlp_dim: 96,
         output_channels: 32, window_size: 8, global_attn_indexes: [1],
     },
     decoder: {hidden_size: 32, mlp_dim: 64, num_attention_heads: 2, iou_head_hidden_dim: 16},

@@ -35,7 +35,7 @@ def parse_options(description: str, method: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="dataset folder with a split.json; without it, scans are generated")
     parser.add_argument("--out", type=Path, default=Path("example-output") / method, help="folder of all results")
-    parser.add_argument("--labelled", type=int, default=4, help="number of labelled scans")
+    parser.add_argument("--labelled", type=int, default=4, help="number of labelled scans (default: 4)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     return parser.parse_args()
 
@@ -43,7 +43,7 @@ def parse_options(description: str, method: str) -> argparse.Namespace:
 def generate_scans(folder: Path) -> Path:
     """Generate 14 small phantoms: 4 labelled, 6 unlabelled and 4 test scans."""
     if not (folder / "split.json").is_file():
-        write_dataset(folder, cases=14, labelled=4, test=4, shape=(32, 32, 20), spacing=(3.0, 3.0, 5.0))
+        write_dataset(folder, cases=14, labelled=4, test=4, shape=(32, 32, 24), spacing=(3.0, 3.0, 4.0))
     return folder
 
 

@@ -2,7 +2,7 @@
 
 ``import monai`` imports all of its modules, and with them PyTorch Ignite and the BERT model of Transformers wherever
 these are installed. This takes longer than the rest of MONAI, and nothing here uses it. A program that needs MONAI's
-own training engines beside this package imports ``ignite`` or ``monai`` first; then nothing is left out.
+training engines or its BERT models beside this package imports ``monai`` before it; then nothing is left out.
 """
 
 from __future__ import annotations

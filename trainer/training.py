@@ -95,6 +95,9 @@ def prepare_training(
 ) -> PreparedTraining:
     """Read a dataset and a recipe, and decide what the recipe leaves open; training does not begin.
 
+    The settings of the method are checked by :meth:`PreparedTraining.train` and
+    :meth:`PreparedTraining.estimate_time`.
+
     Args:
         data: Dataset folder in the format of the Medical Segmentation Decathlon.
         run: Folder of the run.

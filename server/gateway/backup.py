@@ -21,8 +21,8 @@ def back_up(queue: Queue, state: Path, target: Path) -> int:
 
     The queue is copied first and the files that its jobs name afterwards: instances received in between are in the copy
     as a study that has just arrived. Results delivered in between are delivered once more, under the same UIDs, by the
-    gateway that continues with the copy. Files are copied and not linked, so that overwriting deleted files (`keep`)
-    does not affect the copy.
+    gateway that continues with the copy. Files are copied and not linked, so that overwriting deleted files
+    (`retention.overwrite`) does not affect the copy.
 
     Args:
         queue: The gateway's queue.

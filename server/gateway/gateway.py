@@ -29,7 +29,7 @@ from server.gateway.context import GatewayContext
 from server.gateway.inference_client import InferenceClient
 from server.gateway.instance_store import InstanceStore
 from server.gateway.job_kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
-from server.gateway.job_payloads import FetchPayload, StudyPayload, payload_of
+from server.gateway.job_payloads import FetchPayload, StudyPayload, readable_payload_of
 from server.gateway.overview import Overview
 from server.gateway.rejections import RejectionLog
 from server.gateway.retention import RetentionTask
@@ -297,9 +297,9 @@ class Gateway:
             why = now.result.get("error", "") if now else ""
             if job.queue == SEGMENT:  # a server's message may quote a Series Description
                 why = "A server refused it, or none could be reached for too long; `show` gives the message."
-            self.audit.record("dead letter", study=payload_of(job).study, job=job.id, kind=job.queue, why=why)
+            self.audit.record("dead letter", study=readable_payload_of(job).study, job=job.id, kind=job.queue, why=why)
         elif state == "cancelled":
-            self.audit.record("cancelled", study=payload_of(job).study, job=job.id, kind=job.queue)
+            self.audit.record("cancelled", study=readable_payload_of(job).study, job=job.id, kind=job.queue)
 
     @contextlib.contextmanager
     def _web(self, config: WebListener, hasher: UidHasher) -> Iterator[str]:

@@ -11,9 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from semiseg.errors import SemisegError
 from server.gateway.conflicts import ConflictChoice
 from server.gateway.job_kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
 from server.jobs.job import QueuedJob
+
+
+class UnreadablePayload(SemisegError):  # noqa: N818 - a state of a job
+    """A payload lacks a field without which the job cannot be done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +43,17 @@ class JobPayload:
 
     @classmethod
     def from_job(cls, job: QueuedJob) -> Self:
-        """Read the payload of a job."""
-        return cls(**{name: value for name, value in job.payload.items() if name in cls.__dataclass_fields__})
+        """Read the payload of a job.
+
+        Raises:
+            UnreadablePayload: A field without a default is missing.
+        """
+        try:
+            return cls(**{name: value for name, value in job.payload.items() if name in cls.__dataclass_fields__})
+        except TypeError:
+            raise UnreadablePayload(
+                f"The data of job {job.id} cannot be read; delete its study and send it again."
+            ) from None
 
     def to_json(self) -> dict[str, Any]:
         """Return the payload for the queue: the fields without a default, and those that differ from it."""
@@ -201,5 +215,17 @@ _TYPES: dict[str, type[JobPayload]] = {
 
 
 def payload_of(job: QueuedJob) -> JobPayload:
-    """Read the payload of a job of any kind."""
+    """Read the payload of a job of any kind.
+
+    Raises:
+        UnreadablePayload: See :meth:`JobPayload.from_job`.
+    """
     return _TYPES.get(job.queue, JobPayload).from_job(job)
+
+
+def readable_payload_of(job: QueuedJob) -> JobPayload:
+    """Read the payload of a job for the status; of one that cannot be read, only the fields that all payloads have."""
+    try:
+        return payload_of(job)
+    except UnreadablePayload:
+        return JobPayload.from_job(job)

@@ -33,7 +33,7 @@ def make_pauses_reliable(association: Association) -> None:
 class _Checkpoint(threading.Event):
     """Checkpoint that the reactor either passes, no longer marked as paused, or waits at."""
 
-    def __init__(self, association: Association) -> None:
+    def __init__(self, association: _ReliableAssociation) -> None:
         super().__init__()
         self._association = association
         self._passing = threading.Lock()
@@ -44,16 +44,22 @@ class _Checkpoint(threading.Event):
             super().clear()
 
     def wait(self, timeout: float | None = None) -> bool:
+        """Wait, as the reactor, until no other thread sends; called by the reactor alone."""
+        self._association.reactor_waits = True
         while super().wait(timeout):
             with self._passing:
                 if self.is_set():
-                    self._association._is_paused = False
+                    self._association.reactor_waits = False
                     return True
         return False
 
 
 class _ReliableAssociation(Association):
-    """Association whose reactor alone says that it is paused; it is released after what it serves has been answered."""
+    """Association whose checkpoint alone says that its reactor is paused.
+
+    It is released after what it serves has been answered, and another thread sends after the present request has been
+    answered: the report of a commitment does not precede the response to its request.
+    """
 
     event_report_lock: threading.Lock
     reactor_waits: bool
@@ -65,8 +71,7 @@ class _ReliableAssociation(Association):
 
     @_is_paused.setter
     def _is_paused(self, paused: bool) -> None:
-        if threading.current_thread() is self:
-            self.reactor_waits = paused
+        """Ignore what pynetdicom sets: only the checkpoint knows, so that nobody sends while a request is answered."""
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         if threading.current_thread() is self:

@@ -14,7 +14,7 @@ from server.gateway.context import GatewayContext
 from server.gateway.delivery_result import DeliveryResult
 from server.gateway.inference_client import ServersUnavailable
 from server.gateway.job_kinds import DELIVER, SEGMENT
-from server.gateway.job_payloads import DeliverPayload, JobPayload, payload_of
+from server.gateway.job_payloads import DeliverPayload, JobPayload, UnreadablePayload, payload_of, readable_payload_of
 from server.jobs.database import QueueError
 from server.jobs.lanes import Lane
 from server.jobs.queue import JobState, QueuedJob
@@ -49,6 +49,8 @@ class RetryScheduler:
                 return work(task)
             except (JobFailed, JobPostponed, Cancelled, QueueError):
                 raise
+            except UnreadablePayload as error:
+                raise JobFailed(str(error)) from None
             except Exception as error:  # noqa: BLE001 - one study must not stop the others
                 _LOG.error("A job of the kind %s failed", task.job.queue, exc_info=True)
                 name = type(error).__name__
@@ -132,8 +134,8 @@ class RetryScheduler:
         """Release all jobs of a kind that wait for a destination or for the servers, so that they are tried at once."""
 
         def released(job: QueuedJob) -> dict[str, Any] | None:
-            payload = payload_of(job)
-            if not payload.held:
+            payload = readable_payload_of(job)
+            if not payload.held or type(payload) is JobPayload:
                 return None
             return dataclasses.replace(payload, tries=0, trouble="", held=False).to_json()
 

@@ -15,7 +15,7 @@ from typing import Any
 from semiseg.system.durable_files import free_bytes
 from server.gateway.instance_store import STUDIES_FOLDER
 from server.gateway.job_kinds import JOB_KINDS, SEGMENT
-from server.gateway.job_payloads import DeliverPayload, SegmentPayload, payload_of
+from server.gateway.job_payloads import DeliverPayload, SegmentPayload, readable_payload_of
 from server.gateway.study_list import list_studies
 from server.gateway.ups_claims import claim_record, read_claims
 from server.jobs.queue import Queue, QueuedJob
@@ -150,7 +150,7 @@ def _is_explained(job: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
 
 def job_tables(queue: Queue, shown: int | None = None) -> dict[str, Any]:
     """Return the number of jobs by kind and state, and the last ``shown`` jobs to be retried and dead letters."""
-    held_up = [job for job in queue.jobs("waiting", "running") if payload_of(job).tries]
+    held_up = [job for job in queue.jobs("waiting", "running") if readable_payload_of(job).tries]
     letters = queue.jobs("failed")
     return {
         "jobs": {kind: queue.count(kind) for kind in JOB_KINDS},
@@ -161,7 +161,7 @@ def job_tables(queue: Queue, shown: int | None = None) -> dict[str, Any]:
 
 def job_record(job: QueuedJob) -> dict[str, Any]:
     """Return a job as a record for the status, without patient data, and with UIDs only if they are revealed."""
-    payload = payload_of(job)
+    payload = readable_payload_of(job)
     delivery = payload if isinstance(payload, DeliverPayload) else None
     scan = payload if isinstance(payload, SegmentPayload) else None
     return {

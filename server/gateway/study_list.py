@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from server.gateway.conflicts import find_conflict
 from server.gateway.instance_store import STUDIES_FOLDER
 from server.gateway.job_kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
-from server.gateway.job_payloads import DeliverPayload, WorkitemPayload, payload_of
+from server.gateway.job_payloads import DeliverPayload, WorkitemPayload, readable_payload_of
 from server.jobs.queue import Queue, QueuedJob
 
 MAX_REASONS = 4  # reasons shown for each study
@@ -138,7 +138,8 @@ def _results(jobs: list[QueuedJob]) -> list[dict[str, Any]]:
     for job in jobs:
         if job.queue not in (SEGMENT, DELIVER):
             continue
-        to = DeliverPayload.from_job(job).to if job.queue == DELIVER else ""
+        payload = readable_payload_of(job)
+        to = payload.to if isinstance(payload, DeliverPayload) else ""
         state, why = _state_of(job)
         one = found.setdefault((job.queue, to, state), {"to": to, "state": state, "count": 0, "why": "", "when": 0.0})
         one["count"] += 1
@@ -155,7 +156,7 @@ def _state_of(job: QueuedJob) -> tuple[str, str]:
         why = str(job.result.get("error", ""))
         return "failed", redact_quotes(why)
     if job.state == "waiting":
-        payload = payload_of(job)
+        payload = readable_payload_of(job)
         since = payload.refused_text() if isinstance(payload, DeliverPayload) else ""
         state = "refused" if since else "waiting for the archive" if delivers else "waiting for a server"
         return state, redact_quotes(since + payload.trouble)
@@ -179,10 +180,9 @@ def _trouble(name: str, folder: Path, jobs: list[QueuedJob], held: str, *, fits_
         do = f"semiseg gateway {f'show {name}' if is_workitem else f'retry {failed[-1].id}'}"
         return f"{len(failed)} dead letter(s). {why}", do
     for job in jobs:
-        if job.queue == DELIVER and not job.ended:
-            delivery = DeliverPayload.from_job(job)
-            if since := delivery.refused_text():
-                return f"{since}{redact_quotes(delivery.trouble)}", f"semiseg gateway show {job.id}"
+        payload = readable_payload_of(job)
+        if not job.ended and isinstance(payload, DeliverPayload) and (since := payload.refused_text()):
+            return f"{since}{redact_quotes(payload.trouble)}", f"semiseg gateway show {job.id}"
     if fits_nothing:
         return "No rule matches any of its series.", f"semiseg gateway show {name}"
     return "", ""

@@ -9,13 +9,12 @@ are not applied to them, and storage commitment ignores them. Retention and `pur
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from semiseg.system.durable_files import sync
 from semiseg.volumes.dicom_index import index_files
@@ -171,8 +170,11 @@ class WorkitemInputs:
 def step_index(worklist: Worklist, written: str) -> int | None:
     """Return the index of a step that is given as JSON; None if the configuration does not have it any more."""
     try:
-        wanted = WorklistStep.model_validate_json(written)  # an earlier version may have written it
-    except ValidationError:
+        document = json.loads(written)
+        if "forms" in document:  # an earlier version wrote it
+            document["output_formats"] = document.pop("forms")
+        wanted = WorklistStep.model_validate(document)
+    except (ValueError, TypeError):  # pydantic's error is a ValueError
         return None
     return next((number for number, step in enumerate(worklist.steps) if step == wanted), None)
 

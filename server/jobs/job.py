@@ -11,7 +11,7 @@ JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
 STATES: tuple[JobState, ...] = get_args(JobState)
 ENDED_STATES: tuple[JobState, ...] = ("done", "failed", "cancelled")
 LeaseState = Literal["held", "stop", "lost"]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE jobs (
@@ -36,9 +36,10 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_state ON jobs (queue, state, attempts, number);
 CREATE INDEX jobs_by_owner ON jobs (owner, number);
 """
-# Statements that migrate a file to the next version. A change of the schema needs a new step, and a database file of
-# the release before it in tests/releases.
-MIGRATIONS: dict[int, str] = {}
+# Statements that migrate a file to the next version. A change of the schema, or of payloads that an earlier version
+# would misread, needs a new step, and a database file of the release before it in tests/releases.
+# 2: forms of jobs have `output_format`, and payloads of the gateway lack fields that have their default.
+MIGRATIONS: dict[int, str] = {1: ""}
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,25 @@ from docs.generators.document import REPOSITORY
 from tests.packaging.environments import SHIPPED_PACKAGES
 
 PROOFS = {
-    "method": ["tests/trainer/test_entropy.py", "tests/trainer/test_any_method.py"],
+    "method": [
+        "tests/trainer/test_entropy.py",
+        "tests/trainer/test_any_method.py",
+        "tests/docs/test_method_examples.py",
+    ],
     "student": ["tests/trainer/test_students.py"],
     "engine": ["tests/engines/test_engines.py", "tests/inference/test_engine_selection.py"],
     "output": ["tests/outputs/test_report.py"],
     "reader": ["tests/volumes/test_npz.py", "tests/volumes/test_formats.py"],
 }
-NAMES = {"method": "entropy and (unet or written or certain)", "student": "attention", "engine": "reference or loads"}
+METHOD = "(entropy and (unet or written or certain or settings)) or each_method_has"
+NAMES = {"method": METHOD, "student": "attention", "engine": "reference or loads"}
 
 
 @pytest.mark.parametrize("name", PROOFS)
 def test_example_applies_and_its_tests_pass(name: str, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
-    for part in (*SHIPPED_PACKAGES, "deploy", "tests", "docs", "pyproject.toml", "README.md"):
+    for part in (*SHIPPED_PACKAGES, "deploy", "tests", "docs", "examples", "pyproject.toml", "README.md"):
         source = REPOSITORY / part
         if source.is_dir():
             shutil.copytree(source, tree / part, ignore=shutil.ignore_patterns("__pycache__", "results", "releases"))

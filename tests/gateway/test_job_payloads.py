@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from server.gateway.job_payloads import DeliverPayload, FetchPayload, JobPayload, PurgePayload, StudyPayload, payload_of
+from server.gateway.job_payloads import (
+    DeliverPayload,
+    FetchPayload,
+    JobPayload,
+    PurgePayload,
+    StudyPayload,
+    UnreadablePayload,
+    payload_of,
+    readable_payload_of,
+)
+from server.gateway.status_document import job_record
 from server.jobs.queue import Queue
 
 
@@ -52,3 +62,12 @@ def test_failures_add_up_and_are_forgotten_on_a_restart() -> None:
     assert later.refused_text().startswith("Refused since 1970-01-01")
     again = later.without_failures()
     assert again == dataclasses.replace(delivery, refused=(), refused_since=None), "confirmed files stay confirmed"
+
+
+def test_payload_that_lacks_a_field_stops_its_own_job_and_not_the_status(queue: Queue) -> None:
+    job = queue.put("deliver", {"study": "s", "tries": 2})
+    with pytest.raises(UnreadablePayload, match="cannot be read"):
+        payload_of(job)
+    assert readable_payload_of(job) == JobPayload(study="s", tries=2)
+    record = job_record(job)
+    assert (record["study"], record["to"], record["tries"]) == ("s", [], 2)

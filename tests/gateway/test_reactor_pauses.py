@@ -20,6 +20,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from server.gateway.application_entity import associate, create_application_entity
 from server.gateway.config_types import DimseNode
+from server.gateway.reactor_pauses import make_pauses_reliable
 
 
 def transaction() -> Dataset:
@@ -139,3 +140,47 @@ def test_report_that_has_been_served_ends_nobody_elses_pause() -> None:
         echo.join(10)
         assert echoes == [0x0000]
         association.release()
+
+
+def test_report_does_not_go_out_before_the_response_to_its_request() -> None:
+    """The handler answers slowly, after it has started the thread that reports."""
+    received: list[str] = []
+
+    def report(association: Association) -> None:
+        association.send_n_event_report(
+            transaction(), 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+        )
+
+    def commit(event: evt.Event) -> tuple[int, None]:
+        threading.Thread(target=report, args=(event.assoc,)).start()
+        time.sleep(0.4)
+        return 0x0000, None
+
+    made = AE(ae_title="GATEWAY")
+    made.add_supported_context(StorageCommitmentPushModel)
+    reliable = (evt.EVT_CONN_OPEN, lambda event: make_pauses_reliable(event.assoc))
+    server = made.start_server(("127.0.0.1", 0), block=False, evt_handlers=[reliable, (evt.EVT_N_ACTION, commit)])
+    assert server is not None
+    try:
+        sender = AE(ae_title="SCANNER")
+        sender.add_requested_context(StorageCommitmentPushModel)
+        came = threading.Event()
+
+        def take(event: evt.Event) -> tuple[int, None]:
+            came.set()
+            return 0x0000, None
+
+        def note(event: evt.Event) -> None:
+            received.append(type(event.message).__name__)
+
+        association = sender.associate(
+            "127.0.0.1",
+            server.socket.getsockname()[1],
+            evt_handlers=[reliable, (evt.EVT_DIMSE_RECV, note), (evt.EVT_N_EVENT_REPORT, take)],
+        )
+        request(association)
+        assert came.wait(10)
+        assert received == ["N_ACTION_RSP", "N_EVENT_REPORT_RQ"]
+        association.release()
+    finally:
+        server.shutdown()

@@ -19,8 +19,8 @@ def _with_type(section: Any) -> Any:
     """Read a destination whose address stands in a section `dimse` or `web`, as in earlier versions."""
     if not isinstance(section, Mapping) or "type" in section:
         return section
-    found = [name for name in _FORMER_SECTIONS if isinstance(section.get(name), Mapping)]
-    if len(found) != 1:
+    found = [name for name in _FORMER_SECTIONS if section.get(name) is not None]
+    if len(found) != 1 or not isinstance(section[found[0]], Mapping) or set(section[found[0]]) & set(section):
         raise ValueError(f"give the `type` of the destination: {' or '.join(_FORMER_SECTIONS.values())}")
     old, new = found[0], _FORMER_SECTIONS[found[0]]
     warn_of_former_name(f"In a destination, write `type: {new}` and the keys of the section `{old}` beside it.")
