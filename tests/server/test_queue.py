@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from semiseg.errors import InputError
 from semiseg.system import boot_clock
 from server.jobs.database import QueueError
-from server.jobs.queue import ENDED_STATES, Queue, QueuedJob, QueueFull
+from server.jobs.queue import ENDED_STATES, SCHEMA_VERSION, Queue, QueuedJob, QueueFull
 from tests.polling import wait_until
 
 
@@ -214,7 +214,7 @@ def test_file_that_is_no_database_or_of_another_version_is_refused(tmp_path):
         Queue(tmp_path / "newer")
     with sqlite3.connect(tmp_path / "newer") as connection:
         connection.execute("PRAGMA user_version = 0")
-    with pytest.raises(InputError, match="version 0, which this semiseg cannot migrate to 1"):
+    with pytest.raises(InputError, match=f"version 0, which this semiseg cannot migrate to {SCHEMA_VERSION}"):
         Queue(tmp_path / "newer")
     with pytest.raises(QueueError, match="cannot be opened"):
         Queue(tmp_path / "no" / "folder")
