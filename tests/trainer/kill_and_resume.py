@@ -23,8 +23,9 @@ PATIENCE = 300.0  # seconds that a child may take before it shows itself
 def main(run: Path, seed: int, kills: int, arguments: list[str]) -> None:
     """Kill the run ``kills`` times, then let it end."""
     import torch
+    from transformers import SegformerForSemanticSegmentation  # noqa: F401 - a run of M&N imports it when it begins
 
-    import trainer.loop  # noqa: F401 - the imports are what this process is for
+    import trainer.training  # noqa: F401 - the imports are what this process is for
     from trainer.checkpoints import load_state
 
     torch.set_num_threads(1)
