@@ -75,6 +75,7 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
     assert 0 < ours < others
 
 
+@pytest.mark.long
 def test_the_command_times_what_it_is_asked_for(tiny: BenchmarkResult, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[BenchmarkCase] = []
 

@@ -29,7 +29,14 @@ def archive(require_program: Callable[[str], str], tmp_path_factory: pytest.Temp
         yield running
 
 
-@pytest.mark.parametrize("folder", ["mr_hippocrop_study1", "mr_t1w_head_slab", "ct_head_ge_tilt_irregular"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "mr_hippocrop_study1",
+        "mr_t1w_head_slab",
+        pytest.param("ct_head_ge_tilt_irregular", marks=pytest.mark.long),
+    ],
+)
 def test_a_seg_comes_back_frame_by_frame(folder: str, archive: Orthanc, semiseg_data: Path) -> None:
     """OUT-05."""
     files = sorted((semiseg_data / "dicom" / folder).iterdir())

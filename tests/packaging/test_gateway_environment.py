@@ -9,7 +9,8 @@ import pytest
 from tests.packaging.environments import Environment, assert_no_gpl, pip
 
 # The first test of a process installs the environment.
-pytestmark = pytest.mark.timeout(600)
+# CI builds the gateway's image, which has nothing else.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 
 ABSENT = (
     "torch",

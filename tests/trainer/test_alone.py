@@ -86,7 +86,7 @@ def test_it_answers_for_each_slice_by_itself() -> None:
         torch.testing.assert_close(network(volumes[..., k : k + 1])[..., 0], whole[..., k], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("finetune", ["whole", "lora"])
+@pytest.mark.parametrize("finetune", [pytest.param("whole", marks=pytest.mark.long), "lora"])
 def test_a_run_of_it_is_rebuilt_evaluated_and_exported(dataset: Dataset, tmp_path: Path, finetune: str) -> None:
     train_on_cpu(dataset, two_d({**SCRATCH, "finetune": finetune}), tmp_path / "run")
     manifest, network = load_trained_network(tmp_path / "run")

@@ -67,7 +67,7 @@ def pairs() -> Iterator[Any]:
     So are the comparators with students that differ from unet in what the other methods have shown.
     """
     for method, student in itertools.product(ALL_METHODS, STUDENTS):
-        long = student == "swinunetr" and method not in ("supervised", "magicnet")
+        long = student == "swinunetr" and method != "magicnet"
         long |= method == "magicnet" and student in ("vnet", "resnet_vnet")
         long |= (
             method in ("ict", "urpc", "mcnet", "admt", "dualfete", "mn_2d", "cfr_ft", "atlas", "committee")

@@ -43,7 +43,7 @@ PAPERS: dict[str, tuple[int, int, bool, dict[str, int | tuple[float, float]]]] =
     "brain_tumour_comparative": (4, 3, True, {"student": (101e6, 103e6)}),
 }
 LIGHT_SAM = {"weights": None, **SAM_CONFIG, "side": 128}
-SLOW = ("btcv_cfr_magicnet", "mact_cfr_magicnet", "pancreas_dual", "dual_as_released")
+SLOW = ("btcv_cfr_magicnet", "mact_cfr_magicnet", "pancreas_dual", "la_dual", "brats_cfr")
 """Recipes whose code others run, too, in less time: CFR, MagicNet and dual networks."""
 SMALL: dict[str, dict[str, Any]] = {  # what makes a recipe of each kind small
     "mn": {"teacher": {"finetune": "lora", "config": SEGFORMER_CONFIG, "chunk": 4}, "iterations": 2},
