@@ -23,6 +23,7 @@ FEW = ("--set", "updates=4", "--set", "batch=2")  # the last change of a key cou
 STAGES = {
     "mn": ["methods.mn.iterations=4"],
     "bcp": ["batch=4"],
+    "ict": ["batch=4"],
     "cfr": ["methods.cfr.sam_updates=2"],
     "comparative": ["methods.comparative.feature_updates=2", "methods.comparative.output_updates=2"],
     "contrastive": ["methods.contrastive.feature_updates=2", "methods.contrastive.output_updates=2"],
