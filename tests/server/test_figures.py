@@ -33,7 +33,7 @@ def test_crowd_of_clients_gets_the_masks_that_each_would_get_alone():
     run("crowd.py", "600", "32")
 
 
-@pytest.mark.parametrize("count", ["25", pytest.param("500", marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", ["15", pytest.param("500", marks=pytest.mark.long)])
 @pytest.mark.timeout(1600)
 def test_hostile_uploads_get_a_mask_or_a_sentence(semiseg_data, count):
     """SRV-02."""

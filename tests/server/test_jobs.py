@@ -271,9 +271,9 @@ def test_no_accepted_job_is_lost_when_the_server_is_killed_again_and_again(bundl
     """
     rng = np.random.default_rng(7)
     options = ("--state", str(tmp_path / "s"), "--parallel", "2")
-    scans = [nifti(seed, (40, 36, 20 + 8 * (seed % 3))) for seed in range(12)]
+    scans = [nifti(seed, (40, 36, 20 + 8 * (seed % 3))) for seed in range(8)]
     names: dict[str, bytes] = {}
-    for k in range(6):
+    for k in range(4):
         server = RunningServer(bundle, tmp_path / f"p{k}", *options)
         try:
             server.wait_until_ready()
@@ -296,7 +296,7 @@ def test_no_accepted_job_is_lost_when_the_server_is_killed_again_and_again(bundl
         # A job may have been accepted whose answer the kill cut off; it is done too, and nothing else is there.
         assert {f"results/{name}" for name in names} <= set(kept)
         assert not [name for name in files_of(tmp_path / "s") if name.startswith(("uploads/", "work/scan"))]
-    assert len(names) >= 6
+    assert len(names) >= 4
 
 
 def test_killed_server_leaves_a_folder_that_the_next_one_deletes(bundle, tmp_path):

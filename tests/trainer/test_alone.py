@@ -181,6 +181,7 @@ def test_a_run_of_sam_that_began_with_weights_needs_them_no_more(dataset: Datase
     assert all(torch.equal(value, found[name]) for name, value in load_run_weights(tmp_path / "run").items())
 
 
+@pytest.mark.long
 def test_sam_is_exported_too(dataset: Dataset, tmp_path: Path) -> None:
     train_on_cpu(
         dataset, make_recipe_for("cfr_ft", {**PATCH, "batch": 2, "overlap": [0.75, 0.5, 0.0]}), tmp_path / "run"
