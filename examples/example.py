@@ -16,6 +16,16 @@ from semiseg.phantoms.writers import write_dataset
 from trainer.engine import open_run
 from trainer.training import prepare_training
 
+SMALL_SAM = """{
+    finetune: whole,
+    vision: {
+        image_size: 160, patch_size: 8, hidden_size: 48, num_hidden_layers: 2, num_attention_heads: 2, mlp_dim: 96,
+        output_channels: 32, window_size: 8, global_attn_indexes: [1],
+    },
+    decoder: {hidden_size: 32, mlp_dim: 64, num_attention_heads: 2, iou_head_hidden_dim: 16},
+}"""
+"""A SAM without pretrained weights, for mosaics of the slices of small patches (`methods.cfr.sam`)."""
+
 
 def run(description: str, method: str, settings: Sequence[str] = ()) -> None:
     """Train with a method, and print the Dice of the test scans.

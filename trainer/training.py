@@ -12,7 +12,7 @@ from semiseg.dataset import Dataset, Split, load_dataset, make_split
 from trainer.checkpoints import RunFolder, read_training_record
 from trainer.errors import RecipeError
 from trainer.loop import MessageCallback, StepCallback, train
-from trainer.plan import ProgressCallback, make_plan
+from trainer.plan import ProgressCallback
 from trainer.recipe import Recipe
 from trainer.recipe_files import find_recipe, read_document
 from trainer.recipe_planning import PlannedRecipe, PlanningContext
@@ -26,17 +26,23 @@ class PreparedTraining:
 
     Attributes:
         run: Folder of the run.
-        dataset: The dataset.
-        split: Labelled, unlabelled, validation and test scans.
         resume: If True, the run continues from its last checkpoint.
     """
 
     run: Path
-    dataset: Dataset
-    split: Split
     resume: bool
     _context: PlanningContext
     _planned: PlannedRecipe
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset."""
+        return self._context.dataset
+
+    @property
+    def split(self) -> Split:
+        """Labelled, unlabelled, validation and test scans."""
+        return self._context.split
 
     @property
     def recipe(self) -> Recipe:
@@ -66,7 +72,7 @@ class PreparedTraining:
         """
         context = self._context
         return train(
-            make_plan(self.dataset, self.split, self.recipe, context.watch, self._planned.scans),
+            context.plan(self.recipe, self._planned.scans),
             self.run,
             resume=self.resume,
             cache=context.cache,
@@ -126,4 +132,4 @@ def prepare_training(
     folder = RunFolder(run)
     earlier = read_training_record(run)["recipe"] if resume and folder.has_begun else None
     context = PlanningContext(dataset, parts, cache or folder.cache, device, watch)
-    return PreparedTraining(run, dataset, parts, resume, context, context.decide(document, earlier, seconds))
+    return PreparedTraining(run, resume, context, context.decide(document, earlier, seconds))

@@ -46,11 +46,13 @@ class RetryScheduler:
 
         def worked(task: RunningJob) -> dict[str, Any]:
             try:
+                payload_of(task.job)
+            except UnreadablePayload as error:  # a retry would not help, and needs the payload, too
+                raise JobFailed(str(error)) from None
+            try:
                 return work(task)
             except (JobFailed, JobPostponed, Cancelled, QueueError):
                 raise
-            except UnreadablePayload as error:
-                raise JobFailed(str(error)) from None
             except Exception as error:  # noqa: BLE001 - one study must not stop the others
                 _LOG.error("A job of the kind %s failed", task.job.queue, exc_info=True)
                 name = type(error).__name__
@@ -104,14 +106,17 @@ class RetryScheduler:
         was_ready = self.backoffs[name].ready()
         delay = self.backoffs[name].record_failure(outcome.trouble, outcome.retry_after_seconds)
         if was_ready:  # once, even if several jobs fail at the same time
-            self._queue.change_waiting(
-                DELIVER,
-                lambda one: DeliverPayload.from_job(one).after_failure(outcome.trouble, delay, held=True).to_json(),
-                lane=Lane("to", (name,)),
-            )
+
+            def held_back(one: QueuedJob) -> dict[str, Any] | None:
+                other = readable_payload_of(one)
+                if not isinstance(other, DeliverPayload):
+                    return None
+                return other.after_failure(outcome.trouble, delay, held=True).to_json()
+
+            self._queue.change_waiting(DELIVER, held_back, lane=Lane("to", (name,)))
             for one in self._queue.jobs("waiting", queue=DELIVER):
-                other = DeliverPayload.from_job(one)
-                if other.to == name and other.waited > retry.hours * 3600:
+                other = readable_payload_of(one)
+                if isinstance(other, DeliverPayload) and other.to == name and other.waited > retry.hours * 3600:
                     told = _given_up(other.tries, retry.hours, outcome.trouble)
                     if self._queue.fail_waiting(one.id, {"error": told}):
                         self._ended(one, "failed")

@@ -170,11 +170,10 @@ class WorkitemInputs:
 def step_index(worklist: Worklist, written: str) -> int | None:
     """Return the index of a step that is given as JSON; None if the configuration does not have it any more."""
     try:
-        document = json.loads(written)
-        if "forms" in document:  # an earlier version wrote it
-            document["output_formats"] = document.pop("forms")
-        wanted = WorklistStep.model_validate(document)
-    except (ValueError, TypeError):  # pydantic's error is a ValueError
+        # An earlier version may have written it: no warning, since the operator cannot change it.
+        present = {WorklistStep.former_keys.get(key, key): value for key, value in json.loads(written).items()}
+        wanted = WorklistStep.model_validate(present)
+    except (ValueError, AttributeError):  # pydantic's error is a ValueError
         return None
     return next((number for number, step in enumerate(worklist.steps) if step == wanted), None)
 
