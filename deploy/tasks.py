@@ -156,8 +156,10 @@ class Tasks:
         self._need()
         # Files in their order: xdist would put those of few tests last, which are the slow ones.
         spread = ["-n", str(self.options.jobs), "--dist", "loadfile", "--no-loadscope-reorder", "--durations=15"]
-        # One thread a test process: they already share the cores among them.
-        self.run(PYTHON, "-m", "pytest", *spread, *arguments, variables={"OMP_NUM_THREADS": "1"})
+        # One thread a test process: they already share the cores among them. Bytecode is kept whatever the shell says:
+        # without it each of hundreds of processes compiles the code anew.
+        variables = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+        self.run(PYTHON, "-m", "pytest", *spread, *arguments, variables=variables)
 
 
 TARGETS: dict[str, Callable[[Tasks], None]] = {

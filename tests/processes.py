@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+
+from tests.fork_server import COMMAND, start_semiseg
 
 START_SECONDS = 180.0  # far beyond what it takes: a machine may be busy
 STOP_SECONDS = 90.0
 
 
 class RunningProcess:
-    """A command of semiseg in a process of its own, and every line that it printed."""
+    """A command of semiseg in a process of its own, and every line that it printed.
+
+    ``before`` is a program and its options that starts the command; an interpreter is started then.
+    """
 
     def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], before: Sequence[str] = ()) -> None:
         self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [*before, sys.executable, "-m", "cli.app", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**environ, "PYTHONUNBUFFERED": "1"},
+        environ = {**environ, "PYTHONUNBUFFERED": "1"}
+        self.process = (
+            subprocess.Popen(
+                [*before, *COMMAND, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environ,
+            )
+            if before
+            else start_semiseg(arguments, environ)
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cli.app import main
+from tests.fork_server import ForkingSubprocess
 from tests.trainer.factories import make_tiny_recipe, write_phantoms
 
 
@@ -35,8 +36,9 @@ class Said:
 
 
 @pytest.fixture
-def compare(place: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+def compare(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
     """The command in this process; what it trains, it trains in processes of their own."""
+    monkeypatch.setattr("cli.comparison_runner.subprocess", ForkingSubprocess)
 
     def run(*options: str) -> Said:
         fixed = ["compare", "--data", str(place / "data"), "--recipe", str(place / "recipe.yaml"), "--labelled", "2"]

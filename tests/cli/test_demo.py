@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,23 +14,24 @@ import pydicom
 import pytest
 from PIL import Image
 
+from cli import demo
 from semiseg.dataset import load_dataset
 from semiseg.volumes.nifti import read_labels, read_nifti
 from semiseg.volumes.volume import same_grid
-
-
-def semiseg(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "cli.app", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+from tests.fork_server import ForkingSubprocess, run_semiseg
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What the demo makes of fewer scans, and its output."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    run = semiseg("demo", "--out", str(out), "--updates", "16")
-    assert run.returncode == 0, run.stdout + run.stderr
-    return out, run.stdout
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(demo, "CASES", 9)
+        patch.setattr(demo, "TEST", 2)
+        patch.setattr(demo, "subprocess", ForkingSubprocess)
+        demo.demo(out, updates=16)
+    return out, printed.getvalue()
 
 
 def test_masks_lie_on_the_grid_of_the_scans_they_were_drawn_on(made):
@@ -70,7 +72,21 @@ def test_pictures_are_there_and_everything_made_is_explained(made):
 
 def test_a_folder_that_no_demo_made_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("two years of work")
-    run = semiseg("demo", "--out", str(tmp_path))
+    run = run_semiseg("demo", "--out", tmp_path)
     assert run.returncode == 2
     assert "was not made by" in run.stderr and "Traceback" not in run.stderr
     assert (tmp_path / "thesis.txt").read_text() == "two years of work"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_command_as_a_user_types_it(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "semiseg", "demo", "--out", str(tmp_path / "out"), "--updates", "16"],
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    for name in ("dicom_contact_sheet.png", "nifti_contact_sheet.png"):
+        assert (tmp_path / "out" / name).is_file() and name in run.stdout

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 from semiseg.bundle.bundle import MODEL
 from semiseg.inference.engine_selection import choose_engine
 from tests.bundles import make_threshold_bundle
+from tests.fork_server import run_semiseg
 
 
 def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "cli.app", "doctor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return run_semiseg("doctor", *arguments, environ={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def test_a_sound_bundle_is_tried_out_and_named(tmp_path):

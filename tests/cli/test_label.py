@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from semiseg.volumes.nifti import read_labels, write_nifti
 from server.labelling.store import LabelStore
 from tests.bundles import make_threshold_bundle
 from tests.datasets import AFFINE, random_labels
+from tests.fork_server import run_semiseg
 from tests.polling import wait_until
 from tests.processes import START_SECONDS, RunningProcess
 from tests.server.labelling.datasets import write_labelled_dataset
@@ -46,8 +46,7 @@ class LabelProcess(RunningProcess):
 
 
 def label(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli.app", "label", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return run_semiseg("label", *map(str, arguments))
 
 
 def save(url: str, image: str, seed: int, folder: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -11,12 +10,12 @@ import pytest
 
 from semiseg.client import Client
 from tests.bundles import make_threshold_bundle, scan_array
+from tests.fork_server import run_semiseg
 from tests.server.harness import running_server
 
 
 def serve(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli.app", "serve", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return run_semiseg("serve", *map(str, arguments))
 
 
 def test_tiling_options_reach_the_segmenter(tmp_path):

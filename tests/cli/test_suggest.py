@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from cli.app import main
 from semiseg.dataset import Dataset
 from semiseg.volumes.segmentation import Segment, Segmentation
 from tests.datasets import write_dataset
+from tests.fork_server import run_semiseg
 from tests.trainer.factories import make_tiny_recipe, train_on_cpu, write_phantoms
 from trainer.errors import RunError
 from trainer.first_scans import EVIDENCE_NOTE
@@ -110,8 +110,7 @@ def test_runs_that_segment_other_things_cannot_vote_together(tmp_path: Path, run
 
 
 def suggest(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli.app", "suggest", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return run_semiseg("suggest", *arguments)
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -68,7 +68,8 @@ def run(condition: Condition, arguments: Sequence[str]) -> ConditionResult:
         file = folder / "report" / "junit.xml"
         command = [python_executable(), "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={file}", *arguments]
         output = folder / "output"  # whoever cannot wait reads it there
-        code = start.run(command, output, {"TMPDIR": str(folder / "temporary")})
+        # Each command in an interpreter of its own, which begins under the condition.
+        code = start.run(command, output, {"TMPDIR": str(folder / "temporary"), "SEMISEG_TESTS_FORK": "0"})
         passed, failed, skipped = read_counts(file)
         if code != 0 and failed == 0:
             failed = 1

@@ -63,7 +63,7 @@ NOT_RUN = {
     "accelerate launch": "tests/trainer/test_parallel.py trains in several processes",
     "docs/results/hippocampus/run.sh": "takes an hour; its figures are kept beside it",
     "semiseg export RUN --out BUNDLE --trt": "needs a GPU; tests/exporter/test_tensorrt.py",
-    "semiseg train ... --out RUN --resume": "tests/trainer/test_kill_and_resume.py resumes twenty times",
+    "semiseg train ... --out RUN --resume": "tests/trainer/test_kill_and_resume.py resumes again and again",
     "docker build": "needs Docker; deploy/try_images.sh builds the images where buildah is",
     "make ": "tests/packaging/test_makefile.py, tests/cli/test_demo.py",
     "semiseg demo": "takes minutes; tests/cli/test_demo.py runs it",
@@ -129,7 +129,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[s
         running_gateway({**nowhere, "servers": {"urls": [server.url]}}, folder / "gateway") as gateway,
     ):
         assert storescu(send, gateway.dicom_port, template / "FOLDER").returncode == 0
-        wait_until(lambda: gateway.audit("failed"), describe=lambda: gateway.output)
+        gateway.wait_for("failed")
         shutil.copy(gateway.file, template / "gateway.yaml")
         yield Place(template, programs, server, several, gateway)
 

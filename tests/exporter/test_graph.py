@@ -40,7 +40,7 @@ FIXED = {
 
 
 # The graphs of these have nothing that those of the others have not.
-LONG = {"unet, batch norm", "mean of sigmoids"}
+LONG = {"unet, batch norm", "unet3d", "dynunet", "mean of sigmoids"}
 
 
 @pytest.mark.parametrize(

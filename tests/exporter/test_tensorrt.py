@@ -7,7 +7,6 @@ asked. Whether a plan computes the right thing is for a machine with a GPU to sh
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.tensorrt import precision_of
 from tests.bundles import make_threshold_bundle
 from tests.fake_tensorrt import PLAN_BYTES, FakeTensorRT, install_fake_tensorrt
+from tests.fork_server import run_semiseg
 from tests.runs import TinyRun
 
 HERE = bool(importlib.util.find_spec("tensorrt")) and torch.cuda.is_available()
@@ -43,9 +43,7 @@ def test_asking_for_a_plan_without_tensorrt_ends_with_2_one_sentence_and_a_whole
     tiny_run: TinyRun, tmp_path: Path
 ) -> None:
     out = tmp_path / "bundle"
-    command = [sys.executable, "-m", "cli.app", "export", str(tiny_run.folder), "--out", str(out), "--trt"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, cwd=root)
+    done = run_semiseg("export", tiny_run.folder, "--out", out, "--trt", cwd=Path(__file__).parents[2])
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("semiseg: ") and line.endswith("The ONNX bundle is complete without it.")

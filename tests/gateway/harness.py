@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,8 @@ from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.volume import Volume
 from server.gateway.job_payloads import SegmentPayload
 from tests.bundles import expected_mask, scan_array
+from tests.fork_server import run_semiseg
+from tests.polling import wait_until
 from tests.processes import START_SECONDS, RunningProcess
 
 UNREACHABLE_DESTINATIONS = {"archive": {"type": "dicomweb", "url": "http://127.0.0.1:9/dicom-web"}}
@@ -97,8 +98,7 @@ class RunningGateway(RunningProcess):
         return run.stdout
 
     def try_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cli.app", "gateway", "--config", str(self.file), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
+        return run_semiseg("gateway", "--config", self.file, *arguments, timeout=START_SECONDS)
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = httpx.get(f"{self.web}/status", trust_env=False, timeout=120).json()
@@ -109,6 +109,12 @@ class RunningGateway(RunningProcess):
         file = self.state / "audit.jsonl"
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         return [line for line in lines if event is None or line["event"] == event]
+
+    def wait_for(self, event: str, count: int = 1) -> list[dict[str, Any]]:
+        """Wait until the audit log has an event so often and no job runs: a job writes the log before it has ended."""
+        wait_until(lambda: len(self.audit(event)) >= count, describe=lambda: self.output[-3000:])
+        wait_until(lambda: not any(jobs["running"] for jobs in self.status()["jobs"].values()))
+        return self.audit(event)
 
     def on_line(self, line: str) -> None:
         if line.startswith("DICOM: "):

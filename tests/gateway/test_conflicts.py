@@ -116,7 +116,7 @@ def test_result_that_was_not_delivered_waits_for_the_decision(
         with running_gateway(config, tmp_path / "gateway") as gateway:
             uid = write_study(tmp_path / "study", "waits")
             assert send(gateway, tmp_path / "study").returncode == 0
-            wait_until(lambda: gateway.audit("failed"), describe=lambda: gateway.output)
+            gateway.wait_for("failed")
             corrected(tmp_path / "study", PatientID="corrected")
             assert send(gateway, tmp_path / "study").returncode == 0
             wait_until(lambda: held(gateway), describe=lambda: gateway.output)

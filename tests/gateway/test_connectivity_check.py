@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import yaml
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.sop_class import SegmentationStorage  # type: ignore[attr-defined]
 
+from tests.fork_server import run_semiseg
 from tests.gateway.harness import dimse_destination, make_config
 from tests.gateway.peers import ALL_CONTEXTS, fake_storage_scp, http_peer, silent_port
 from tests.outputs.orthanc import Orthanc
@@ -23,8 +22,7 @@ def checked(folder: Path, config: dict[str, Any]) -> tuple[int, dict[str, str]]:
     folder.mkdir(exist_ok=True)
     file = folder / "gateway.yaml"
     file.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "cli.app", "gateway", "--config", str(file), "check"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run_semiseg("gateway", "--config", file, "check")
     assert done.stdout, done.stderr
     return done.returncode, dict(line.split(": ", 1) for line in done.stdout.splitlines())
 

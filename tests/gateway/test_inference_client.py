@@ -223,7 +223,7 @@ def test_changed_key_makes_no_dead_letter_and_is_mended_without_a_restart(
         config = make_config(tmp_path, server.url, destinations=dimse_destination(archive.port), servers=servers)
         with running_gateway(config, tmp_path / "gateway") as gateway:
             assert send(gateway, tmp_path / "study").returncode == 0
-            wait_until(lambda: len(gateway.audit("failed")) >= 2, describe=lambda: gateway.output)
+            gateway.wait_for("failed", 2)
             status = gateway.status()
             assert status["dead_letters"] == [] and "HTTP 401" in status["held_up"][0]["error"]
             assert "HTTP 401" in status["servers"][0]["trouble"]

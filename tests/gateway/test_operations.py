@@ -73,7 +73,7 @@ class Case:
         return uid
 
     def wait_for(self, event: str, count: int = 1) -> list[dict[str, Any]]:
-        wait_until(lambda: len(self.gateway.audit(event)) >= count, describe=lambda: self.gateway.output)
+        self.gateway.wait_for(event, count)
         wait_until(lambda: not self.gateway.status()["open_studies"])
         return self.gateway.audit(event)
 

@@ -38,17 +38,17 @@ def test_job_is_looked_at_and_cancelled_and_tried_once_more(
     """GW-12."""
     write_study(tmp_path / "study", "stuck")
     assert send(stuck, tmp_path / "study").returncode == 0
-    wait_until(lambda: stuck.audit("failed"), describe=lambda: stuck.output)
+    stuck.wait_for("failed")
     job, study = stuck.audit("failed")[0]["job"], stuck.audit("failed")[0]["study"]
     assert "does not answer" in stuck.command("show", job)
-    assert "1 job(s) to be retried:" in stuck.command("status")
-    told = json.loads(stuck.command("status", "--json"))
-    assert [one["id"] for one in told["held_up"]] == [job] and told["dead_letters"] == []
+    # The job is not waiting while it is being tried.
+    wait_until(lambda: "1 job(s) to be retried:" in stuck.command("status"))
+    assert json.loads(stuck.command("status", "--json"))["dead_letters"] == []
+    wait_until(lambda: [one["id"] for one in json.loads(stuck.command("status", "--json"))["held_up"]] == [job])
 
     def page() -> str:
         return httpx.get(stuck.web, trust_env=False).text
 
-    # The job is not waiting while it is being tried.
     wait_until(lambda: "1 waiting for the archive for archive" in page(), describe=page)
     shown = page()
     assert "One thing needs an operator" in shown and "Destination archive: NOWHERE at" in shown and job in shown
@@ -71,7 +71,7 @@ def test_purged_study_is_gone_with_all_that_was_made_of_it(
     """GW-10."""
     write_study(tmp_path / "study", "purged")
     assert send(stuck, tmp_path / "study").returncode == 0
-    wait_until(lambda: stuck.audit("failed"), describe=lambda: stuck.output)
+    stuck.wait_for("failed")
     study = stuck.audit("failed")[0]["study"]
     assert (stuck.state / "studies" / study).is_dir()
     assert paths_in(stuck.state / "results", "*.dcm")
@@ -111,7 +111,7 @@ def test_backup_of_a_gateway_that_runs_is_gone_on_with_elsewhere(
     """GW-13."""
     study = write_study(tmp_path / "study", "backed up")
     assert send(stuck, tmp_path / "study").returncode == 0
-    wait_until(lambda: stuck.audit("failed"), describe=lambda: stuck.output)
+    stuck.wait_for("failed")
     late = write_study(tmp_path / "late", "arriving")
     assert send(stuck, tmp_path / "late").returncode == 0  # its quiet time is not over yet
     copy = tmp_path / "copies" / "today"

@@ -137,7 +137,7 @@ def test_order_that_todays_rules_do_not_make_is_stopped_and_a_cancelled_one_begu
         )
         with running_gateway(config, tmp_path / "gateway") as gateway:
             assert send(gateway, tmp_path / "study").returncode == 0
-            wait_until(lambda: len(gateway.audit("failed")) == 2, describe=lambda: gateway.output)
+            gateway.wait_for("failed", 2)
             study = gateway.audit("decided")[0]["study"]
             wrong, right = gateway.audit("decided")[0]["jobs"]
             gateway.command("cancel", right)

@@ -142,7 +142,7 @@ def test_instance_that_an_archive_refuses_is_tried_again_alone(
         config = make_config(tmp_path, server.url, **parts | {"retry": {"first_seconds": 0.5}})
         with running_gateway(config, tmp_path / "gateway") as gateway:
             assert send(gateway, tmp_path / "study").returncode == 0
-            wait_until(lambda: len(gateway.audit("failed")) >= 2, describe=lambda: gateway.output)
+            gateway.wait_for("failed", 2)
             (part,) = gateway.audit("delivered in part")
             assert (part["instances"], part["missing"]) == (2, 1)
             assert "0xA900 (Data Set Does Not Match SOP Class)" in gateway.audit("failed")[0]["why"]

@@ -134,7 +134,7 @@ def test_earlier_result_that_was_not_delivered_yet_is_not_delivered_any_more(
     config = make_config(tmp_path, server.url, destinations=dimse_destination(ports[1]))
     with running_gateway(config, tmp_path / "gateway") as gateway:
         assert send(gateway, part).returncode == 0
-        wait_until(lambda: gateway.audit("failed"), describe=lambda: gateway.output[-3000:])
+        gateway.wait_for("failed")
         assert send(gateway, whole).returncode == 0
         wait_until(lambda: gateway.audit("superseded"), describe=lambda: gateway.output[-3000:])
         (tmp_path / "orthanc").mkdir()

@@ -242,9 +242,10 @@ def test_each_image_of_a_tilted_series_gets_the_mask_of_its_own_place(
     assert series.grid is not None
     # A ball in the patient, drawn on the corrected volume and, as the truth, on every slice as it was taken.
     centre, radius = middle_of(series.volume), 30.0
-    index = np.stack(np.meshgrid(*map(np.arange, series.volume.shape), indexing="ij"), axis=-1)
-    places = index @ series.volume.affine[:3, :3].T + series.volume.affine[:3, 3]
-    ball = (np.linalg.norm(places - centre, axis=-1) < radius).astype(np.uint8)
+    index = np.ogrid[tuple(slice(size) for size in series.volume.shape)]
+    to_centre = np.c_[series.volume.affine[:3, :3], series.volume.affine[:3, 3] - centre]
+    squares = sum((sum(a * i for a, i in zip(row, index, strict=False)) + row[3]) ** 2 for row in to_centre)
+    ball = (squares < radius**2).astype(np.uint8)
     segmentation = Segmentation((SEGMENTS[0],), ball, series.volume.affine)
     path = tmp_path / "seg.dcm"
     remarks = [remark.text for remark in series.warnings]

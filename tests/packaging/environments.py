@@ -78,8 +78,13 @@ def install_without_dependencies(distribution: Path, environment: Environment) -
 
 
 def pip(*arguments: str | Path, python: Path | str = sys.executable) -> subprocess.CompletedProcess[str]:
-    """Run pip of the environment of ``python``, by default of the one that runs the tests."""
+    """Run pip of the environment of ``python``, by default of the one that runs the tests.
+
+    It compiles nothing: the tests import a small part of what is installed, and Python compiles that.
+    """
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    if "install" in arguments:
+        command.append("--no-compile")
     return subprocess.run(command, capture_output=True, text=True, timeout=280)
 
 

@@ -23,7 +23,7 @@ from tests.bundles import expected_mask, make_threshold_bundle, scan_array
 from tests.packaging.environments import REPOSITORY, SHIPPED_PACKAGES, Environment, assert_no_gpl, pip
 
 # The first test of a process installs the environment.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 
 ABSENT = (
     "torch", "monai", "transformers", "peft", "accelerate", "SimpleITK", "onnx", "onnxscript", "tensorrt", "matplotlib",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from semiseg.client import Client, JobStatus, ServerUnreachableError
 from semiseg.errors import InputError
 from tests.bundles import make_threshold_bundle, scan_array, scan_without_air
+from tests.fork_server import run_semiseg
 from tests.server.harness import RunningServer, running_server
 from tests.server.test_guard import LAB, WARD
 
@@ -94,10 +93,10 @@ def test_predict_shows_the_server_a_key_and_leaves_nothing_there(bundle, scan, t
     state = tmp_path / "s"
     keys = {"SEMISEG_API_KEYS": f"ward {WARD}, lab {LAB}"}
     with running_server(bundle, tmp_path / "p", "--state", str(state), environ=keys) as server:
-        command = [sys.executable, "-m", "cli.app", "predict", str(scan), "--server", server.url, "--out"]
-        refused = subprocess.run([*command, str(tmp_path / "a.nii.gz")], capture_output=True, text=True)
+        command = ("predict", scan, "--server", server.url, "--out", tmp_path / "a.nii.gz")
+        refused = run_semiseg(*command)
         assert refused.returncode == 2 and "API key" in refused.stderr and not (tmp_path / "a.nii.gz").exists()
-        done = subprocess.run([*command, str(tmp_path / "a.nii.gz"), "--key", LAB], capture_output=True, text=True)
+        done = run_semiseg(*command, "--key", LAB)
         assert done.returncode == 0, done.stderr
         with Client(server.url, key=WARD) as client:
             answer = client.ask(scan, "nifti", model="threshold")

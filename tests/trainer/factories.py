@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -186,10 +187,19 @@ def train_on_cpu(
     *,
     labelled: int | None = None,
     split: Path | None = None,
+    pictures: bool = False,
     **options: Any,
 ) -> Manifest:
-    """Train on the CPU."""
-    return train(make_tiny_plan(dataset, recipe, labelled, split), run, device="cpu", **options)
+    """Train on the CPU; the pictures of the run are empty files unless a test looks at them (``pictures``)."""
+    plan = make_tiny_plan(dataset, recipe, labelled, split)
+    if pictures:
+        return train(plan, run, device="cpu", **options)
+    # Drawing takes longer than the few updates of most tests.
+    with (
+        patch("trainer.loop.plot_training_curve", lambda run, target: target.touch()),
+        patch("trainer.loop.draw_preview", lambda segmenter, plan, target: target.touch()),
+    ):
+        return train(plan, run, device="cpu", **options)
 
 
 def train_and_interrupt(dataset: Dataset, recipe: Recipe, run: Path, step: int, **options: Any) -> None:

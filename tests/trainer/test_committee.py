@@ -340,7 +340,7 @@ def test_a_better_member_gets_the_larger_weight(monkeypatch: pytest.MonkeyPatch)
     cases = [outlined(f"s{k}", (float(k), 0.0, 0.0)) for k in range(4)]
     scans, _ = scans_of(cases, 4)
     truth = {case.case_id: np.asarray(case.labels) for case in cases}
-    pair = [LabelSource("a network", Fixed(truth, 0.9).of), LabelSource("a network", Fixed(truth, 0.1).of)]
+    pair = [LabelSource("a network", True, Fixed(truth, share).of) for share in (0.9, 0.1)]
     asked = []
 
     def opinions(self: Committee, scans: Any, labelled: tuple[str, ...]) -> list[LabelSource]:
@@ -352,6 +352,14 @@ def test_a_better_member_gets_the_larger_weight(monkeypatch: pytest.MonkeyPatch)
     _, weights = method._weighed(pair, method._folds(scans), scans)
     assert weights[0] > 0.9
     assert asked == [("s1", "s3"), ("s0", "s2")], "each scan is judged by what was learned from the others"
+
+
+def test_atlases_have_the_weight_of_all_networks_together() -> None:
+    networks, atlases = [LabelSource("n", True, list)] * 3, [LabelSource("atlas", False, list)]
+    method = committee(weighing="by_kind")
+    np.testing.assert_allclose(method._fixed_weights(networks + atlases), [1 / 6] * 3 + [1 / 2])
+    np.testing.assert_allclose(method._fixed_weights(networks), [1 / 3] * 3)
+    np.testing.assert_allclose(committee()._fixed_weights(networks + atlases), [1 / 4] * 4)
 
 
 @pytest.mark.parametrize("targets", [TWO, OverlappingRegions(2)])

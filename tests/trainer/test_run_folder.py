@@ -61,7 +61,7 @@ def split_document(dataset: Dataset) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
-    train_on_cpu(dataset, make_tiny_recipe("mn", {"updates": 24}), run)
+    train_on_cpu(dataset, make_tiny_recipe("mn", {"updates": 24}), run, pictures=True)
     return run
 
 

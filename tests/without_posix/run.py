@@ -17,7 +17,7 @@ LEFT_OUT = ("gateway", "packaging", "conditions", "releases", "docs", "__pycache
 def environment() -> dict[str, str]:
     """The environment of a process that, with all that it starts, lacks POSIX's names."""
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path}
+    return {**os.environ, "PYTHONPATH": path, "SEMISEG_TESTS_FORK": "0"}
 
 
 def folders() -> list[str]:

@@ -76,11 +76,13 @@ class LabelSource:
 
     Attributes:
         name: Name in messages.
+        is_network: True if a network makes the labels, False for atlases.
         of: Function from names of scans to tuples of a name, the probabilities (C, X, Y, Z) of its channels, and a
             weight (X, Y, Z) that is zero where the source has no opinion; None if it has one everywhere.
     """
 
     name: str
+    is_network: bool
     of: Callable[[Sequence[str]], Iterator[tuple[str, FloatArray, FloatArray | None]]]
 
 
@@ -99,10 +101,11 @@ class Committee(LabelThenTrain):
             host: Method that the student is trained with, in addition to the committee's labels.
             rounds: Number of rounds; the members of each further round are students of the round before.
             students: Number of students of a round that are members of the next.
-            weighing: Weights of the sources: ``equal``; or ``cross_fitted``, the temperatures and weights of the first
-                round's sources that maximise the likelihood of the labelled scans, each predicted by networks that did
-                not learn from it. Each member is then trained ``folds`` more times. The students of a round have equal
-                weights in the next.
+            weighing: Weights of the sources: ``equal``; ``by_kind``, one half for the atlases and the other for all
+                networks together, since errors of networks resemble one another; or ``cross_fitted``, the temperatures
+                and weights of the first round's sources that maximise the likelihood of the labelled scans, each
+                predicted by networks that did not learn from it. Each member is then trained ``folds`` more times. The
+                students of a round have equal weights in the next.
             folds: Number of parts of the labelled scans that are held back in turn.
             weight: Weight of the committee's term.
         """
@@ -112,7 +115,7 @@ class Committee(LabelThenTrain):
         host: MethodName = "supervised"
         rounds: Annotated[int, Field(ge=1, le=4)] = 1
         students: Annotated[int, Field(ge=1)] = 2
-        weighing: Literal["equal", "cross_fitted"] = "equal"
+        weighing: Literal["equal", "by_kind", "cross_fitted"] = "equal"
         folds: Annotated[int, Field(ge=2)] = 2
         weight: Annotated[float, Field(ge=0)] = 1.0
 
@@ -198,7 +201,7 @@ class Committee(LabelThenTrain):
         """Train the members that are not trained yet, and return a labeller that pools all sources."""
         folds = self._folds(scans) if self._cross_fits else ()
         opinions = self._opinions(scans, scans.labelled)
-        temperatures, weights = [1.0] * len(opinions), [1.0 / len(opinions)] * len(opinions)
+        temperatures, weights = [1.0] * len(opinions), self._fixed_weights(opinions)
         if folds:
             temperatures, weights = self._weighed(opinions, folds, scans)
             scans.tell(_weights_sentence([one.name for one in opinions], temperatures, weights))
@@ -218,6 +221,13 @@ class Committee(LabelThenTrain):
 
         return labels_of
 
+    def _fixed_weights(self, opinions: Sequence[LabelSource]) -> list[float]:
+        """Return the weights of the sources if they are not learned; they sum to 1."""
+        networks = sum(one.is_network for one in opinions)
+        if self.config.weighing != "by_kind" or networks in (0, len(opinions)):
+            return [1.0 / len(opinions)] * len(opinions)
+        return [0.5 / networks if one.is_network else 0.5 / (len(opinions) - networks) for one in opinions]
+
     def _opinions(self, scans: TrainingScans, labelled: tuple[str, ...]) -> list[LabelSource]:
         """Return the sources, learned from some of the labelled scans; members that are not trained yet are trained.
 
@@ -226,11 +236,11 @@ class Committee(LabelThenTrain):
         found = []
         for member in self.members():
             segmenter = scans.train(self.recipe_of(member), self._folder_of(member, labelled), labelled)
-            found.append(LabelSource(f"{member.method} (seed {member.seed})", self._by_network(segmenter, scans)))
+            found.append(LabelSource(f"{member.method} (seed {member.seed})", True, self._by_network(segmenter, scans)))
         if self._atlas is not None:
             atlases = self._atlas.atlases(scans, labelled, tell=labelled == scans.labelled)
             if atlases is not None:
-                found.append(LabelSource("atlas", self._by_atlases(atlases)))
+                found.append(LabelSource("atlas", False, self._by_atlases(atlases)))
         return found
 
     def _folder_of(self, member: CommitteeMember, labelled: tuple[str, ...]) -> str:
