@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+CHECKPOINTS = 100  # that all lives write together at most, about
 PATIENCE = 300.0  # seconds that a child may take before it shows itself
 
 
@@ -38,7 +39,7 @@ def main(run: Path, seed: int, kills: int, arguments: list[str]) -> None:
         child = _start(arguments)
         moment = chance.random()
         during = len(lives) % 2 == 0
-        _wait(child, _checkpoint_is_being_written(run, chance.randint(1, 6)) if during else _later(run, moment))
+        _wait(child, _checkpoint_is_being_written(run, chance.randint(1, CHECKPOINTS // kills)) if during else _later(run, moment))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):

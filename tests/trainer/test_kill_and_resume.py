@@ -110,7 +110,7 @@ def test_kills_change_not_a_bit_of_the_weights(left_alone: Path, killed: tuple[P
     assert story["exit"] == 0
     reached = [life["step"] for life in story["lives"]]
     assert reached == sorted(reached)
-    assert reached[-1] > STEPS / 3, f"the kills came too early in the run to say much: {reached}"
+    assert reached[-1] > STEPS / 5, f"the kills came too early in the run to say much: {reached}"
     halves = [life["half_written"] for life in story["lives"]]
     assert sum(h > 0 for h in halves) >= len(halves) // 4, (
         f"too few kills while a checkpoint was being written: {halves}"
