@@ -39,7 +39,8 @@ def main(run: Path, seed: int, kills: int, arguments: list[str]) -> None:
         child = _start(arguments)
         moment = chance.random()
         during = len(lives) % 2 == 0
-        _wait(child, _checkpoint_is_being_written(run, chance.randint(1, CHECKPOINTS // kills)) if during else _later(run, moment))
+        nth = chance.randint(1, CHECKPOINTS // kills)
+        _wait(child, _checkpoint_is_being_written(run, nth) if during else _later(run, moment))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
