@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -191,15 +192,18 @@ def train_on_cpu(
     **options: Any,
 ) -> Manifest:
     """Train on the CPU; the pictures of the run are empty files unless a test looks at them (``pictures``)."""
-    plan = make_tiny_plan(dataset, recipe, labelled, split)
-    if pictures:
-        return train(plan, run, device="cpu", **options)
-    # Drawing takes longer than the few updates of most tests.
+    with contextlib.nullcontext() if pictures else without_pictures():
+        return train(make_tiny_plan(dataset, recipe, labelled, split), run, device="cpu", **options)
+
+
+@contextlib.contextmanager
+def without_pictures() -> Iterator[None]:
+    """Leave empty files in the place of a run's pictures: drawing takes longer than the few updates of most tests."""
     with (
         patch("trainer.loop.plot_training_curve", lambda run, target: target.touch()),
         patch("trainer.loop.draw_preview", lambda segmenter, plan, target: target.touch()),
     ):
-        return train(plan, run, device="cpu", **options)
+        yield
 
 
 def train_and_interrupt(dataset: Dataset, recipe: Recipe, run: Path, step: int, **options: Any) -> None:
