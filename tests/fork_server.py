@@ -3,7 +3,7 @@
 Each test process has a fork server of its own (:mod:`multiprocessing`), started with the first command. The commands
 are processes like any other, with their own environment, folder, signals and exit codes; only the libraries are in
 memory already. A command whose environment changes what the interpreter or a library does at its start gets a new
-interpreter. So does every command with SEMISEG_TESTS_FORK=0, and on systems without fork servers.
+interpreter. So does every command with SEMISEG_TESTS_FORK=0, and on other systems than Linux.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ _alive: weakref.WeakSet[ForkedProcess] = weakref.WeakSet()
 
 def can_fork(environ: Mapping[str, str]) -> bool:
     """Return True if a command with this environment may be forked: the fork server has that of the tests."""
-    if os.environ.get("SEMISEG_TESTS_FORK") == "0" or "forkserver" not in multiprocessing.get_all_start_methods():
+    # Libraries of macOS do not survive a fork, and Windows has none.
+    if os.environ.get("SEMISEG_TESTS_FORK") == "0" or sys.platform != "linux":
         return False
     every = {*environ, *os.environ} - LATE
     return all(environ.get(name) == os.environ.get(name) for name in every if name.startswith(EARLY))
