@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,7 +64,8 @@ def export(
         raise InputError("--updates is about --distil-to.")
 
     def report(line: str) -> None:
-        typer.echo(line, err=True)
+        if sys.stderr.isatty():
+            typer.echo(line, err=True)
 
     exported = make_bundle(run, out, precisions=precisions, data=data, cache=cache, coarse=coarse, report=report)
     bundle = exported.bundle

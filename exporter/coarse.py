@@ -25,7 +25,7 @@ from semiseg.engines.engine import Engine
 from semiseg.inference.coarse_pass import CoarseResult, saves_too_little, select_windows
 from semiseg.inference.pass_progress import PassProgress
 from semiseg.inference.timing import Timing, WindowCounts
-from semiseg.inference.window_grid import WindowGrid, plane_reader
+from semiseg.inference.window_grid import Indices, WindowGrid, plane_reader
 from semiseg.inference.window_passes import Labels, ScanRun, Spacing, WindowPasses
 from semiseg.inference.windows import padding_for
 
@@ -219,8 +219,8 @@ class SegmentVoxels:
         components: Number of the connected component (N,), from 1, that each voxel belongs to.
     """
 
-    voxels: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
-    components: NDArray[np.intp]
+    voxels: Indices
+    components: NDArray[np.int32]
 
     @property
     def count(self) -> int:
@@ -329,8 +329,9 @@ def _masks(manifest: Manifest, labels: NDArray[Any]) -> Iterator[NDArray[np.bool
 def _segment_voxels(mask: NDArray[np.bool_], before: Sequence[int]) -> SegmentVoxels:
     components, _ = ndimage.label(mask, structure=CONNECTIVITY)
     x, y, z = np.nonzero(mask)
-    a, b, c = before
-    return SegmentVoxels((x + a, y + b, z + c), np.asarray(components[x, y, z], dtype=np.intp))
+    a, b, c = (np.int32(first) for first in before)
+    voxels = (x.astype(np.int32) + a, y.astype(np.int32) + b, z.astype(np.int32) + c)
+    return SegmentVoxels(voxels, np.asarray(components[x, y, z], dtype=np.int32))
 
 
 def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:

@@ -18,6 +18,7 @@ from semiseg.engines.slab import Triple
 from semiseg.inference.windows import starts_along
 
 Place = tuple[slice, slice, slice]
+Indices = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
 _Ranges = Sequence[tuple[int, int]]
 
 
@@ -125,7 +126,7 @@ class WindowRegion:
         inner = cells[tuple(kept)]
         return (x, y, z), None if inner.all() else _expanded(inner, lengths)
 
-    def contains(self, voxels: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]) -> NDArray[np.bool_]:
+    def contains(self, voxels: Indices) -> NDArray[np.bool_]:
         """Return True for each voxel that belongs to the region; the voxels are given by their three indices."""
         x, y, z = (
             np.searchsorted(edges, along, side="right") - 1 for edges, along in zip(self.edges, voxels, strict=True)
