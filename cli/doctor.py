@@ -115,13 +115,14 @@ def _bundle(console: Console, folder: Path) -> list[str]:
     """Load the bundle, run one window, and report the engine."""
     from cli.models import describe_variants
     from semiseg.bundle.bundle import open_bundle
+    from semiseg.bundle.coarse_settings import describe_coarse_pass
     from semiseg.inference.engine_selection import choose_engine
     from semiseg.inference.segmenter import Segmenter
 
     try:
         bundle = open_bundle(folder)
         choice = choose_engine(bundle)
-        segmenter = Segmenter(bundle.manifest, choice.engine)
+        segmenter = Segmenter(bundle.manifest, choice.engine, precision=choice.selected.precision)
         segmenter.warm_up()
         started = time.perf_counter()
         segmenter.warm_up()
@@ -139,6 +140,8 @@ def _bundle(console: Console, folder: Path) -> list[str]:
     console.print(f"         segments: {', '.join(s.name for s in manifest.segments)}")
     for line in describe_variants(bundle):
         console.print(f"         {line}")
+    for line in describe_coarse_pass(manifest.coarse_pass):
+        console.print(f"         {line}")
     if manifest.validation is None:
         console.print("         not validated: its split had no validation list")
     for one in choice.candidates:
@@ -147,5 +150,8 @@ def _bundle(console: Console, folder: Path) -> list[str]:
         console.print(f"         not {one.precision} on {one.engine_and_device}: {one.reason}")
     taken = choice.selected
     console.print(f"         runs {taken.precision} on {taken.engine_and_device}: {taken.reason}")
+    if manifest.coarse_pass is not None:
+        here = "used here" if segmenter.coarse_pass is not None else f"not used here: {segmenter.full_pass_reason}"
+        console.print(f"         the coarse pass is {here}")
     console.print(f"         a window of {window} takes {seconds * 1000:.0f} ms")
     return []

@@ -61,6 +61,9 @@ def evaluate(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Windows per call of the network.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; all by default.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Run all windows, also if the model has a coarse pass that skips background.")
+    ] = False,
 ) -> None:
     """Dice, Jaccard, HD95 and ASSD in mm per scan and segment: exit code 1 if a scan failed."""
     if save_masks and out is None:
@@ -70,7 +73,7 @@ def evaluate(
     scans = evaluation_scans(dataset, split, on.value)
     if overlap is not None and stride is not None:
         raise InputError("--stride is another way to say --overlap; give one of them.")
-    settings = SlidingWindowOptions(parse_window(window), parse_overlap(overlap), batch)
+    settings = SlidingWindowOptions(parse_window(window), parse_overlap(overlap), batch, full)
     if stride is not None:
         settings = replace(
             settings, overlap=stride_to_overlap(stride, settings.window or read_model_manifest(model).window)

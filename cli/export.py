@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,13 @@ def export(
     monai_bundle: Annotated[
         Path | None, typer.Option(help="Also write a MONAI Bundle to this folder, for MONAI Label and MONAI Deploy.")
     ] = None,
+    coarse: Annotated[
+        bool,
+        typer.Option(
+            help="Look for a coarse pass with which windows of background are skipped, and prove it. This takes up to "
+            "sixteen full passes over scans in fp32, and eight in each further precision."
+        ),
+    ] = True,
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT plan for this machine's GPU.")] = False,
 ) -> None:
     """Turn a training run into a bundle: one small network as ONNX, verified against the run."""
@@ -54,18 +62,22 @@ def export(
         run = _distilled(run, distil_to, out.with_name(f"{out.name}-run"), resolve_dataset_folder(data, run), updates)
     elif updates is not None:
         raise InputError("--updates is about --distil-to.")
-    exported = make_bundle(run, out, precisions=precisions, data=data, cache=cache)
+
+    def report(line: str) -> None:
+        if sys.stderr.isatty():
+            typer.echo(line, err=True)
+
+    exported = make_bundle(run, out, precisions=precisions, data=data, cache=cache, coarse=coarse, report=report)
     bundle = exported.bundle
     typer.echo(f"{out}: {bundle.manifest.provenance.parameters:,} parameters, sha256 {bundle.sha256[:12]}")
     typer.echo(exported.scans)
-    for line in describe_variants(bundle):
+    for line in (*describe_variants(bundle), *exported.coarse_pass):
         typer.echo(line)
     if trt:
         from exporter.tensorrt import add_plan
 
-        key = add_plan(
-            bundle, scans=find_parity_scans(bundle.manifest, run, data=data, cache=cache).parity
-        ).manifest.plan
+        scans = find_parity_scans(bundle.manifest, run, data=data, cache=cache).parity
+        key = add_plan(bundle, scans=[scan.array for scan in scans]).manifest.plan
         if key is not None:
             typer.echo(f"TensorRT {key.tensorrt} plan in {key.precision} for {key.gpu}, driver {key.driver}")
     if monai_bundle is not None:

@@ -89,6 +89,9 @@ def predict(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, bf16 or int8; by default the fastest that was proved and runs here.")
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Run all windows, also if the model has a coarse pass that skips background.")
+    ] = False,
 ) -> None:
     """Segment one scan and write the mask on the scan's own grid."""
     from cli.models import parse_window
@@ -101,7 +104,7 @@ def predict(
                 "With --input-list name a model, and neither a server nor what holds for one scan only: "
                 "semiseg predict BUNDLE --input-list FILE --out FOLDER."
             )
-        settings = SlidingWindowOptions(parse_window(window), overlap, batch)
+        settings = SlidingWindowOptions(parse_window(window), overlap, batch, full)
         many = BatchRequest(input_list, out, answer or "nifti", cluster, workers)
         _predict_list((arguments or [])[0], many, settings, threads, parse_precision(precision))
         return
@@ -121,7 +124,7 @@ def predict(
     if server is None:
         if model is not None:
             raise InputError("--model chooses among a server's models; without --server the model is the bundle.")
-        settings = SlidingWindowOptions(parse_window(window), overlap, batch)
+        settings = SlidingWindowOptions(parse_window(window), overlap, batch, full)
         _predict_locally(arguments[0], asked, settings, threads, parse_precision(precision))
         return
     if (window, overlap, batch, threads, precision) != (None, None, 1, None, None):
@@ -129,7 +132,7 @@ def predict(
             "--window, --overlap, --batch, --threads and --precision are the server's own: give them to "
             "`semiseg serve`."
         )
-    _predict_on_server(server, key, model, asked)
+    _predict_on_server(server, key, model, asked, full=full)
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,9 @@ def _predict_locally(
 
         prediction = opened.predict_files(asked.files, asked.output_format, asked.wishes, show)
         prediction.write(asked.out, asked.output_format)
-    _print_result(asked.out, prediction.volumes, prediction.timing.seconds, prediction.warnings)
+    counts = prediction.timing.counts
+    windows = counts.description if counts is not None and opened.manifest.coarse_pass is not None else None
+    _print_result(asked.out, prediction.volumes, prediction.timing.seconds, prediction.warnings, windows)
 
 
 @dataclass(frozen=True)
@@ -237,7 +242,7 @@ def _predict_list(
         raise typer.Exit(1)
 
 
-def _predict_on_server(url: str, key: str | None, model: str | None, asked: PredictionRequest) -> None:
+def _predict_on_server(url: str, key: str | None, model: str | None, asked: PredictionRequest, *, full: bool) -> None:
     import gzip
 
     from semiseg.client import Client, JobStatus
@@ -250,7 +255,8 @@ def _predict_on_server(url: str, key: str | None, model: str | None, asked: Pred
         if client.keeps_jobs():
             with _progress_bar() as told:
                 told(0, 0, "sending")
-                job = client.submit(asked.files, asked.output_format.name, options=asked.wishes, model=model)
+                name = asked.output_format.name
+                job = client.submit(asked.files, name, options=asked.wishes, model=model, full=full)
 
                 def show(now: JobStatus) -> None:
                     words = f"waiting, {now.ahead} before it" if now.state == "waiting" else now.state
@@ -268,7 +274,8 @@ def _predict_on_server(url: str, key: str | None, model: str | None, asked: Pred
                 with contextlib.suppress(SemisegError):  # the server must not keep anything
                     client.forget(job.id)
         else:
-            answer = client.ask(asked.files, asked.output_format.name, options=asked.wishes, model=model)
+            name = asked.output_format.name
+            answer = client.ask(asked.files, name, options=asked.wishes, model=model, full=full)
             write(answer.body)
     _print_result(asked.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])
 
@@ -291,7 +298,13 @@ def _progress_bar() -> Iterator[Callable[[int, int, str], None]]:
         yield told
 
 
-def _print_result(out: Path, millilitres: dict[str, float], seconds: dict[str, float], remarks: list[str]) -> None:
+def _print_result(
+    out: Path,
+    millilitres: dict[str, float],
+    seconds: dict[str, float],
+    remarks: list[str],
+    windows: str | None = None,
+) -> None:
     table = Table("segment", "ml", title="RESEARCH USE ONLY", title_style="bold red")
     table.columns[1].justify = "right"
     for name, ml in millilitres.items():
@@ -300,6 +313,8 @@ def _print_result(out: Path, millilitres: dict[str, float], seconds: dict[str, f
     console.print(table)
     for remark in remarks:
         console.print(f"note: {remark}", soft_wrap=True, highlight=False)
+    if windows is not None:
+        console.print(windows, soft_wrap=True, highlight=False)
     total = sum(seconds.values())
     stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items() if value >= 0.005)
     console.print(f"{total:.2f} s" + (f" ({stages})" if stages else ""), highlight=False)

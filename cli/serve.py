@@ -72,6 +72,9 @@ def serve(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, bf16 or int8; by default the fastest that was proved and runs here.")
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Run all windows of every scan, also if a bundle has a coarse pass.")
+    ] = False,
 ) -> None:
     """Serve until stopped. The page at / accepts scans and describes the interface."""
     from cli.models import parse_window
@@ -92,6 +95,7 @@ def serve(
             overlap=overlap,
             batch=batch,
             precision=parse_precision(precision),
+            full=full,
         )
         for bundle in bundles
     ]

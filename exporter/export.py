@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from exporter.coarse import learn_settings, prove_settings
 from exporter.cpu_rewrites import replace_group_norms, replace_transposed_convolutions
 from exporter.errors import ExportError
 from exporter.onnx import export_onnx
 from exporter.parity import central_window, gate_failure, measure_parity
-from exporter.parity_scans import find_parity_scans
+from exporter.parity_scans import ParityScans, find_parity_scans
 from exporter.precision import to_half, to_int8
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
 from semiseg.bundle.card import CARD, model_card
+from semiseg.bundle.coarse_settings import CoarsePassProof, CoarsePassSettings, describe_coarse_pass
 from semiseg.bundle.manifest import EXPORT_OVERLAP, Manifest
 from semiseg.bundle.variant import Precision, Variant
 from semiseg.engines.engine import Engine
@@ -47,11 +49,13 @@ class ExportResult:
         bundle: The bundle.
         refused: A sentence for each requested precision that did not pass its gate.
         scans: A sentence that names the source of the test scans.
+        coarse_pass: Lines that describe the coarse pass and its proofs, or say why the bundle has none.
     """
 
     bundle: Bundle
     refused: tuple[str, ...]
     scans: str
+    coarse_pass: tuple[str, ...] = ()
 
 
 def export(
@@ -61,6 +65,8 @@ def export(
     precisions: Sequence[Precision] = (),
     data: Path | None = None,
     cache: Path | None = None,
+    coarse: bool = True,
+    report: Callable[[str], None] = lambda _: None,
 ) -> ExportResult:
     """Turn a finished run into a bundle.
 
@@ -75,6 +81,10 @@ def export(
         data: Dataset from which scans for the parity tests and for calibration are taken, never its test scans.
         cache: Preprocessing cache from which these scans are taken if ``data`` is None. If both are None, they are the
             run's own scans, provided that these still exist.
+        coarse: If True, look for a coarse pass with which windows of background can be skipped. This takes up to eight
+            full passes over scans to learn its settings, and up to eight to prove it in each precision. A coarse pass
+            that fails its gate is left out.
+        report: Function that is called with a line before each of these passes.
 
     Raises:
         BundleError: ``run`` is not a run, or ``out`` is not a bundle.
@@ -85,8 +95,10 @@ def export(
     # Papers' recipes may lay windows with strides of a few voxels, hundreds per scan; bundles overlap by half a window.
     manifest = manifest.model_copy(update={"overlap": EXPORT_OVERLAP})
     scans = find_parity_scans(manifest, run, data=data, cache=cache)
+    arrays = [scan.array for scan in scans.parity]
     reference = TorchEngine(network, "cpu")
     refused: list[str] = []
+    coarse_lines: list[str] = []
 
     def fill(folder: Path) -> Manifest:
         model = folder / MODEL
@@ -94,7 +106,7 @@ def export(
         divisor = manifest.divisor if network_config_from_manifest(manifest).takes_any_size else None
         graphs = _Graphs(network, folder, len(manifest.channels), manifest.window, divisor)
         graphs.write_float32(model)
-        first, failures = verify(manifest, "fp32", model, reference, scans.parity)
+        first, failures = verify(manifest, "fp32", model, reference, arrays)
         if first is None or failures:
             raise ExportError(f"{' '.join(failures)} No bundle was written.")
         variants = [first]
@@ -102,8 +114,9 @@ def export(
             target = folder / FILES[precision]
             variant, failures = None, []
             try:
-                graphs.write(target, precision, [central_window(scan, manifest.window) for scan in scans.calibration])
-                variant, failures = verify(manifest, precision, target, reference, scans.parity)
+                windows = [central_window(scan.array, manifest.window) for scan in scans.calibration]
+                graphs.write(target, precision, windows)
+                variant, failures = verify(manifest, precision, target, reference, arrays)
             except ExportError as error:
                 failures = [str(error)]
             refused.extend(failures)
@@ -112,11 +125,46 @@ def export(
             else:
                 variants.append(variant)
         proved = manifest.model_copy(update={"variants": tuple(variants)})
+        if coarse:
+            settings, lines = _coarse_pass(proved, folder, scans, report)
+            coarse_lines.extend(lines)
+            proved = proved.model_copy(update={"coarse_pass": settings})
         (folder / CARD).write_text(model_card(proved), encoding="utf-8", newline="\n")
         return proved
 
     bundle = write_bundle(out, fill)
-    return ExportResult(bundle, tuple(refused), scans.origin)
+    return ExportResult(bundle, tuple(refused), scans.origin, tuple(coarse_lines))
+
+
+def _coarse_pass(
+    manifest: Manifest, folder: Path, scans: ParityScans, report: Callable[[str], None]
+) -> tuple[CoarsePassSettings | None, list[str]]:
+    """Return the settings of the coarse pass with their proofs, or None if there are none; and lines that say so."""
+    first, *_ = manifest.variants  # fp32
+    learned = learn_settings(manifest, _engine_of(first, folder), scans.calibration, report)
+    if isinstance(learned, str):
+        return None, [f"No coarse pass: {learned}."]
+    proofs: list[CoarsePassProof] = []
+    failures: list[str] = []
+    for variant in manifest.variants:
+        engine = _engine_of(variant, folder)
+        proof, failure = prove_settings(manifest, learned, engine, variant.precision, scans.parity, report)
+        if proof is not None:
+            proofs.append(proof)
+            continue
+        failures.append(f"No coarse pass in {variant.precision} ({learned.description}): {failure}.")
+        if not proofs:  # without a proof for fp32 there is none for other precisions
+            return None, failures
+    settings = learned.model_copy(update={"proofs": tuple(proofs)})
+    return settings, [*describe_coarse_pass(settings), *failures]
+
+
+def _engine_of(variant: Variant, folder: Path) -> Engine:
+    """Return the engine that inference would select for a graph on this machine's CPU."""
+    model = folder / variant.file
+    if variant.verified_on(OpenVinoEngine.name):
+        return OpenVinoEngine(model, bf16=variant.precision == "bf16")
+    return OnnxEngine(model, device="cpu")
 
 
 def verify(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from exporter.errors import ExportError
 from semiseg.bundle.manifest import Manifest
 from semiseg.dataset import find_split, load_dataset, read_channels, read_split
+from semiseg.volumes.volume import affine_spacing
 from trainer.checkpoints import RunFolder
 from trainer.run_sources import read_sources
 
@@ -20,22 +21,36 @@ CALIBRATION_SCANS = 32
 IMAGE_PATTERN = "*-image.npy"  # in a preprocessing cache
 
 
+@dataclass(frozen=True, eq=False)
+class ParityScan:
+    """A preprocessed scan.
+
+    Attributes:
+        array: Voxels (C, X, Y, Z).
+        spacing: Voxel spacing in mm; None if a cache of an earlier version does not contain it.
+    """
+
+    array: NDArray[np.float32]
+    spacing: tuple[float, float, float] | None = None
+
+
 @dataclass(frozen=True)
 class ParityScans:
-    """Preprocessed scans (C, X, Y, Z).
+    """Preprocessed scans for the tests of an export.
 
     Attributes:
         parity: Scans on whose windows a graph is compared with the network.
-        calibration: Scans that calibrate int8; they are other scans, if there are any.
+        calibration: Scans that calibrate int8 and on which the settings of the coarse pass are learned; they are other
+            scans, if there are any.
         origin: A sentence that names the source of the scans.
     """
 
-    parity: list[NDArray[np.float32]]
-    calibration: list[NDArray[np.float32]]
+    parity: list[ParityScan]
+    calibration: list[ParityScan]
     origin: str
 
     @classmethod
-    def from_scans(cls, scans: list[NDArray[np.float32]], origin: str) -> ParityScans:
+    def from_scans(cls, scans: list[ParityScan], origin: str) -> ParityScans:
         """Pick evenly spaced ``scans`` for the parity tests and leave the others for calibration."""
         pick = sorted({round(k) for k in np.linspace(0, len(scans) - 1, min(PARITY_SCANS, len(scans)))})
         rest = [scan for k, scan in enumerate(scans) if k not in pick]
@@ -75,7 +90,7 @@ def find_parity_scans(manifest: Manifest, run: Path, *, data: Path | None, cache
     )
 
 
-def cached_scans(cache: Path, count: int, channels: int) -> list[NDArray[np.float32]]:
+def cached_scans(cache: Path, count: int, channels: int) -> list[ParityScan]:
     """Load up to ``count`` evenly spaced preprocessed scans (``channels``, X, Y, Z) of a cache.
 
     Runs may share a cache, so it may also hold scans with another number of channels.
@@ -93,12 +108,22 @@ def cached_scans(cache: Path, count: int, channels: int) -> list[NDArray[np.floa
     return _evenly(files, count)
 
 
-def _evenly(files: Sequence[Path], count: int) -> list[NDArray[np.float32]]:
+def _evenly(files: Sequence[Path], count: int) -> list[ParityScan]:
     pick = np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)
-    return [np.asarray(np.load(files[i], mmap_mode="r")) for i in sorted(set(pick.tolist()))]
+    return [_cached_scan(files[i]) for i in sorted(set(pick.tolist()))]
 
 
-def _preprocessed(data: Path, manifest: Manifest) -> list[NDArray[np.float32]]:
+def _cached_scan(file: Path) -> ParityScan:
+    """Load a scan of a cache, with the spacing that is stored beside it."""
+    beside = file.with_name(file.name.replace("-image.npy", "-spacing.npy"))
+    spacing = None
+    if beside.is_file():
+        x, y, z = (float(side) for side in np.load(beside))
+        spacing = (x, y, z)
+    return ParityScan(np.asarray(np.load(file, mmap_mode="r")), spacing)
+
+
+def _preprocessed(data: Path, manifest: Manifest) -> list[ParityScan]:
     """Preprocess the first scans of a dataset that are not test scans."""
     dataset = load_dataset(data)
     split = find_split(dataset, None)
@@ -106,5 +131,6 @@ def _preprocessed(data: Path, manifest: Manifest) -> list[NDArray[np.float32]]:
     scans = []
     for case_id in [i for i in dataset.cases if i not in closed][: PARITY_SCANS + CALIBRATION_SCANS]:
         channels = read_channels(dataset.case(case_id), dataset.channels)
-        scans.append(manifest.preprocessing.apply(channels).array)
+        prepared = manifest.preprocessing.apply(channels)
+        scans.append(ParityScan(prepared.array, affine_spacing(prepared.affine)))
     return scans

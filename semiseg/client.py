@@ -181,9 +181,10 @@ class Client:
         *,
         options: ReadOptions | None = None,
         model: str | None = None,
+        full: bool = False,
     ) -> bytes | dict[str, Any]:
         """Segment one scan; return JSON as a dict, other formats as the bytes of the file. See :meth:`ask`."""
-        reply = self.ask(paths, answer, options=options, model=model)
+        reply = self.ask(paths, answer, options=options, model=model, full=full)
         if reply.media_type == "application/json":
             document: dict[str, Any] = json.loads(reply.body)
             return document
@@ -197,6 +198,7 @@ class Client:
         *,
         options: ReadOptions | None = None,
         model: str | None = None,
+        full: bool = False,
     ) -> SegmentationResult:
         """Segment one scan in one request, which stays open until the result is there.
 
@@ -206,6 +208,7 @@ class Client:
             answer: Output format; with None the server chooses it by the type of the scan.
             options: Selection of the series, and strictness.
             model: Name of the model, if the server has several.
+            full: If True, run all windows, also if the model has a coarse pass.
 
         Raises:
             InputError: A file does not exist, or the server rejected the scan (HTTP 4xx); the message is the server's.
@@ -213,7 +216,8 @@ class Client:
         """
         # With this media type the body contains the report, because headers have a limited size. A server of version
         # 0.1 does not know the media type.
-        response = self._post("/segment", paths, _fields(answer, options, model), {"Accept": RESULTS_MEDIA_TYPE})
+        fields = _fields(answer, options, model, full=full)
+        response = self._post("/segment", paths, fields, {"Accept": RESULTS_MEDIA_TYPE})
         return parse_result(self.url, response)
 
     def ask_forms(self, paths: Files, forms: Sequence[str], *, model: str | None = None) -> MultiFormatResult:
@@ -231,6 +235,7 @@ class Client:
         *,
         options: ReadOptions | None = None,
         model: str | None = None,
+        full: bool = False,
     ) -> JobStatus:
         """Submit a scan as a job and return without waiting for the result; for the arguments see :meth:`ask`.
 
@@ -240,7 +245,7 @@ class Client:
         Raises:
             InputError, SemisegError: See :meth:`ask`.
         """
-        fields, same = _fields(answer, options, model), {"Idempotency-Key": secrets.token_hex(16)}
+        fields, same = _fields(answer, options, model, full=full), {"Idempotency-Key": secrets.token_hex(16)}
         return self._retry(lambda: _job(self.url, self._post("/jobs", paths, fields, same)))
 
     def job(self, name: str) -> JobStatus:
@@ -361,11 +366,14 @@ class Client:
             time.sleep(pause)
 
 
-def _fields(answer: str | None, options: ReadOptions | None, model: str | None) -> dict[str, str]:
+def _fields(
+    answer: str | None, options: ReadOptions | None, model: str | None, *, full: bool = False
+) -> dict[str, str]:
     options = options or ReadOptions()
     asked = {"model": model, "answer": answer, "series": options.series}
     fields = {name: value for name, value in asked.items() if value}
-    return fields | {name: "true" for name in ("strict", "aligned") if getattr(options, name)}
+    flags = {"strict": options.strict, "aligned": options.aligned, "full": full}
+    return fields | {name: "true" for name, value in flags.items() if value}
 
 
 def _job(url: str, response: httpx.Response) -> JobStatus:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
+from semiseg.bundle.coarse_settings import CoarsePassSettings
 from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.manifest import Channel, Manifest, Provenance
 from semiseg.bundle.postprocessing import Postprocessing
@@ -43,6 +44,8 @@ def make_threshold_bundle(
     overlap: float = 0.5,
     spacing: tuple[float, float, float] | None = None,
     postprocessing: Postprocessing | None = None,
+    coarse_pass: CoarsePassSettings | None = None,
+    fingerprint: Fingerprint | None = None,
     work: int = 0,
     at_full_intensity: Literal["works", "fails", "nan"] = "works",
 ) -> Bundle:
@@ -57,6 +60,8 @@ def make_threshold_bundle(
         overlap: share of a window covered again by the next.
         spacing: mm to resample to; None keeps each scan's own grid, and then the mask is exactly :func:`expected_mask`.
         postprocessing: cleaning of the mask.
+        coarse_pass: settings of the coarse pass.
+        fingerprint: of the training scans; by default a wide one.
         work: 3x3x3 convolutions of 32 channels whose result is thrown away: makes each window slow.
         at_full_intensity: what the graph does with a window that holds an intensity of 1000 or more: ``fails`` at run
             time (in ONNX Runtime; OpenVINO reads beyond a list without a word), or returns ``nan``.
@@ -78,7 +83,8 @@ def make_threshold_bundle(
         windows=(window,),
         divisor=(1, 1, 1),
         overlap=overlap,
-        fingerprint=_fingerprint(channels),
+        coarse_pass=coarse_pass,
+        fingerprint=fingerprint or _fingerprint(channels),
         provenance=Provenance(
             semiseg="0.1.0",
             method="threshold",

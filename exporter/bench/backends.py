@@ -30,8 +30,9 @@ from semiseg.engines.hardware import BF16_INSTRUCTIONS, has_instructions
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.openvino import OpenVinoEngine
 from semiseg.engines.slab import Triple
-from semiseg.inference.segmenter import argmax_labels
-from semiseg.inference.sliding_window import SlidingWindow, Timing
+from semiseg.inference.sliding_window import SlidingWindow
+from semiseg.inference.timing import Timing
+from semiseg.inference.window_passes import argmax_labels
 from semiseg.inference.windows import window_weights
 
 BATCHES = (1, 4)

@@ -19,6 +19,7 @@ def model_card(manifest: Manifest) -> str:
         _training(manifest),
         _figures(manifest),
         _graphs(manifest),
+        _coarse_pass(manifest),
         _limits(manifest),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -83,6 +84,31 @@ def _graphs(manifest: Manifest) -> str:
     head = ["| precision | engine | window | windows of real scans | largest difference of a logit | least Dice |"]
     table = "\n".join([*head, "|---|---|---|---:|---:|---:|", *rows])
     return f"## Graphs, against the trained network\n\n{table}"
+
+
+def _coarse_pass(manifest: Manifest) -> str:
+    settings = manifest.coarse_pass
+    if settings is None:
+        return ""
+    rows = [
+        f"| {proof.precision} | {proof.engine} | {proof.scans} | {proof.scans_with_skips} | {proof.window_ratio:.1f} | "
+        f"{proof.mean_dice:.5f} | {proof.least_dice:.5f} | {proof.lost_components} |"
+        for proof in settings.proofs
+    ]
+    text = (
+        "Before the full pass, a coarse pass searches the scan, and windows in which it finds only background are not "
+        "run. A structure that the coarse pass misses, far from those that it finds, can therefore be missing in the "
+        f"result. Settings: {settings.description}. The option `--full` runs all windows. All windows are also run if "
+        "the coarse pass finds no segment, or not every expected one; if a segment reaches the border of the windows "
+        "that were run; or if the voxel spacing, the orientation of the slices, the grey values or the volume of a "
+        "segment are outside the ranges of the training scans. Proof, on whole scans that are not test scans:"
+    )
+    head = [
+        "| precision | engine | scans | of these with skipped windows | times fewer windows | mean Dice to the full "
+        "pass | least Dice | lost components |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    return "## Coarse pass, against the full pass\n\n" + text + "\n\n" + "\n".join([*head, *rows])
 
 
 def _limits(manifest: Manifest) -> str:

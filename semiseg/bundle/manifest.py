@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from semiseg.bundle.coarse_settings import CoarsePassSettings
 from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.mask_fingerprint import MaskFingerprint
 from semiseg.bundle.postprocessing import Postprocessing
@@ -180,6 +181,7 @@ class Manifest(_Document):
         gate: Requirements that each of the ``variants`` had to meet.
         variants: Graphs of the model; the first graph of a bundle is fp32.
         plan: Key of the TensorRT plan, if there is one.
+        coarse_pass: Settings of the coarse pass and their proofs; null if there is none, and all windows are run.
         files: SHA-256 of every file of the bundle except this one.
     """
 
@@ -205,6 +207,7 @@ class Manifest(_Document):
     gate: Gate = Gate()
     variants: tuple[Variant, ...] = ()
     plan: PlanKey | None = None
+    coarse_pass: CoarsePassSettings | None = None
     files: dict[str, Sha256] = {}
 
     @model_validator(mode="after")
@@ -231,6 +234,9 @@ class Manifest(_Document):
         unknown = set(self.postprocessing.segments) - set(names)
         if unknown:
             raise ValueError(f"postprocessing names segments that do not exist: {', '.join(sorted(unknown))}")
+        unknown = set(self.coarse_pass.expected if self.coarse_pass else ()) - set(names)
+        if unknown:
+            raise ValueError(f"the coarse pass expects segments that do not exist: {', '.join(sorted(unknown))}")
         return self
 
     @property

@@ -59,6 +59,10 @@ class MaskFingerprint(BaseModel):
         """Return a warning for each measure of a mask that is outside the ranges."""
         return tuple(remark for name, row in measures.items() for remark in self._of_segment(name, row))
 
+    def unusual_volumes(self, millilitres: Mapping[str, float]) -> list[str]:
+        """Return the names of the segments whose volume in ml is outside the ranges."""
+        return [name for name, volume in millilitres.items() if self._of_segment(name, (volume, 0.0, 0.0))]
+
     def _of_segment(self, name: str, row: MaskMeasures) -> list[ScanWarning]:
         seen = self.segments.get(name)
         if seen is None:

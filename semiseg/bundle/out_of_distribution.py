@@ -5,7 +5,7 @@ The ranges are those of the fingerprint, widened, so that a scan slightly outsid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from semiseg.bundle.fingerprint import Fingerprint, Range, axis_order, format_range, percentiles_of
 from semiseg.volumes.scan_warning import ScanWarning
@@ -19,6 +19,15 @@ MINIMUM_INTENSITY_MARGIN = 0.1
 """Least such distance, as a share of the grey values from the darkest to the brightest of all training scans.
 
 It applies if the training scans were very similar to each other.
+"""
+COARSE_PASS_VETOES = {
+    "unfamiliar_spacing": "voxel spacing",
+    "unfamiliar_orientation": "orientation of the slices",
+    "unfamiliar_intensity": "grey values",
+}
+"""Properties, by code of the warning, whose unusual values exclude a scan from the coarse pass.
+
+The field of view is not among them, because the coarse pass is intended for scans that are much larger than the organ.
 """
 _AXES = {"R": "left-right", "L": "left-right", "A": "front-back", "P": "front-back", "S": "head-foot", "I": "head-foot"}
 _PLANES = {"left-right": "sagittal", "front-back": "coronal", "head-foot": "axial"}
@@ -52,6 +61,14 @@ def out_of_distribution_warnings(
     for name, volume in channels.items():
         found += _intensities(name, volume, fingerprint.intensity.get(name), several=len(channels) > 1)
     return tuple(found)
+
+
+def full_pass_reason(warnings: Iterable[ScanWarning]) -> str:
+    """Return a sentence that says why the coarse pass is not used on a scan with these warnings; empty if it is."""
+    names = [COARSE_PASS_VETOES[warning.code] for warning in warnings if warning.code in COARSE_PASS_VETOES]
+    if not names:
+        return ""
+    return f"All windows were run because the scan differs from the training scans ({', '.join(names)})."
 
 
 def _lengths(code: str, words: str, axes: list[str], values: list[float], seen: Range | None) -> list[ScanWarning]:

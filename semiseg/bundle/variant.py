@@ -43,6 +43,8 @@ class Gate(_Document):
         fp16: The same for the fp16 graph.
         bf16: The same for the bf16 graph.
         int8: The same for the int8 graph.
+        coarse_mean_dice: Least mean Dice between the masks with and without the coarse pass, over scans and segments.
+        coarse_least_dice: Least of these Dice values. In addition, no connected component may be lost.
     """
 
     difference: Annotated[float, Field(gt=0)] = 1e-2
@@ -50,6 +52,8 @@ class Gate(_Document):
     fp16: Share = 0.995
     bf16: Share = 0.995
     int8: Share = 0.995
+    coarse_mean_dice: Share = 0.999
+    coarse_least_dice: Share = 0.995
 
     def dice(self, precision: Precision) -> float:
         """Return the least Dice for a graph of this precision."""

@@ -27,6 +27,12 @@ class SegmentEntropy:
         self._sums = np.zeros(segments)
         self._counts = np.zeros(segments, dtype=np.int64)
 
+    def begin(self, shape: tuple[int, ...]) -> None:
+        """See :class:`semiseg.inference.probabilities.BlendObserver`."""
+        del shape
+        self._sums[:] = 0
+        self._counts[:] = 0
+
     def add(self, part: CompletedRegion, labels: NDArray[np.uint8] | NDArray[np.bool_], *, logits: bool) -> None:
         """Accumulate a part; see :class:`semiseg.inference.probabilities.BlendObserver`."""
         if self._activation == "softmax":

@@ -136,6 +136,23 @@ class ScanWarningReport(_Part):
     text: str
 
 
+class WindowCountsReport(_Part):
+    """Numbers of windows of the sliding window, and the reason for them.
+
+    Attributes:
+        planned: Number of windows of a full pass.
+        run: Number of windows of the pass that gave the result.
+        preliminary: Number of windows that were run before: those of the coarse pass, and those of a pass that was
+            followed by a full pass.
+        reason: Sentence that says why windows were skipped, or why none were.
+    """
+
+    planned: int
+    run: int
+    preliminary: int
+    reason: str
+
+
 class Report(_Part):
     """Report of a segmentation.
 
@@ -147,7 +164,9 @@ class Report(_Part):
         series: DICOM series on whose grid the result is; null for a scan that is not DICOM.
         selection: Decision on every DICOM image series among the files.
         remarks: Warnings about the scan and the mask, and corrections of the scan.
-        windows: Number of sliding windows.
+        windows: Total number of sliding windows that were run.
+        window_counts: Number of windows of a full pass and number that were run; null in reports of versions that did
+            not record them.
         seconds: Seconds per stage.
     """
 
@@ -159,6 +178,7 @@ class Report(_Part):
     selection: tuple[SeriesDecisionReport, ...]
     remarks: tuple[ScanWarningReport, ...]
     windows: int
+    window_counts: WindowCountsReport | None = None
     seconds: dict[str, float]
 
     @classmethod
@@ -170,6 +190,7 @@ class Report(_Part):
         remarks: Sequence[ScanWarning],
         *,
         windows: int,
+        window_counts: WindowCountsReport | None = None,
         seconds: Mapping[str, float],
     ) -> Report:
         """Create the report of a segmentation; ``remarks`` are the segmenter's warnings."""
@@ -194,6 +215,7 @@ class Report(_Part):
                 for remark in (*scan.warnings, *remarks, *_uncoded(segmentation, scan), *viewer_warnings(scan.series))
             ),
             windows=windows,
+            window_counts=window_counts,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
         )
 

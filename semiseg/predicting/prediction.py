@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from semiseg.deprecation import renamed_arguments
 from semiseg.errors import InputError
-from semiseg.inference.sliding_window import Timing
+from semiseg.inference.timing import Timing
 from semiseg.outputs.format_selection import format_from_path, require_format
 from semiseg.outputs.formats import FormatInput, OutputFormat
 from semiseg.outputs.report import Report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from semiseg.bundle.bundle import open_bundle
@@ -13,10 +13,10 @@ from semiseg.bundle.variant import Precision, parse_precision
 from semiseg.deprecation import RenamedMember, renamed_arguments
 from semiseg.inference.engine_selection import EngineSelection, choose_engine
 from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
-from semiseg.inference.sliding_window import Progress, Timing
+from semiseg.inference.timing import Progress, Timing
 from semiseg.outputs.format_selection import resolve_format
 from semiseg.outputs.formats import OutputFormat
-from semiseg.outputs.report import ModelIdentity, Report
+from semiseg.outputs.report import ModelIdentity, Report, WindowCountsReport
 from semiseg.predicting.prediction import Prediction
 from semiseg.volumes.read_options import Paths, ReadOptions
 from semiseg.volumes.scan import Scan, open_scan
@@ -56,7 +56,7 @@ class Predictor:
         identity = ModelIdentity.from_manifest(
             manifest, taken.sha256, precision=taken.precision, engine=taken.engine_and_device
         )
-        return cls(Segmenter(manifest, choice.engine, settings), identity)
+        return cls(Segmenter(manifest, choice.engine, settings, precision=taken.precision), identity)
 
     @classmethod
     def load(
@@ -101,6 +101,7 @@ class Predictor:
         strict: bool = False,
         aligned: bool = False,
         probabilities: bool = False,
+        full: bool = False,
         progress: Progress | None = None,
     ) -> Prediction:
         """Segment one scan.
@@ -115,6 +116,7 @@ class Predictor:
                 and a volume whose header contradicts itself or does not distinguish left from right.
             aligned: If True, treat the channels as registered, although their files do not say so.
             probabilities: If True, keep the network's probabilities, which the format ``seg-fractional`` needs.
+            full: If True, run all windows, also if the model has a coarse pass, with which windows can be skipped.
             progress: Called with (windows done, windows in total) after each batch of windows.
 
         Returns:
@@ -127,7 +129,7 @@ class Predictor:
         timing = Timing()
         if not isinstance(scan, Scan):
             scan = self.open(scan, ReadOptions(series, strict=strict, aligned=aligned), timing=timing)
-        return self.predict_scan(scan, probabilities=probabilities, progress=progress, timing=timing)
+        return self.predict_scan(scan, probabilities=probabilities, full=full, progress=progress, timing=timing)
 
     @renamed_arguments(wishes="options")
     def predict_files(
@@ -181,6 +183,7 @@ class Predictor:
         scan: Scan,
         *,
         probabilities: bool = False,
+        full: bool = False,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
@@ -190,6 +193,7 @@ class Predictor:
         Args:
             scan: The scan.
             probabilities: If True, keep the network's probabilities.
+            full: If True, run all windows, also if the model has a coarse pass.
             progress: Called with (windows done, windows in total) after each batch of windows.
             cancelled: Called between batches of windows; the segmentation stops if it returns True.
             timing: Object that the seconds of each stage are added to.
@@ -199,10 +203,21 @@ class Predictor:
         """
         timing = timing if timing is not None else Timing()
         segmentation, remarks = self.segmenter.segment_with_warnings(
-            scan.channels, progress=progress, cancelled=cancelled, timing=timing, probabilities=probabilities
+            scan.channels,
+            progress=progress,
+            cancelled=cancelled,
+            timing=timing,
+            probabilities=probabilities,
+            full=full,
         )
         report = Report.from_segmentation(
-            segmentation, self.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds
+            segmentation,
+            self.identity,
+            scan,
+            remarks,
+            windows=timing.windows,
+            window_counts=None if timing.counts is None else WindowCountsReport(**asdict(timing.counts)),
+            seconds=timing.seconds,
         )
         return Prediction(scan, segmentation, report, timing)
 

@@ -13,7 +13,7 @@ from server.http.output_formats import requested_formats
 from server.http.uploads import FILES_FIELD, present_fields
 
 MAX_KEY_LENGTH = 200  # characters of a key
-_DEFAULTS = {"strict": "false", "aligned": "false"}
+_DEFAULTS = {"strict": "false", "aligned": "false", "full": "false"}
 # Jobs that an earlier version accepted have digests with the former names of formats.
 _DIGESTED_NAMES = {present: former for former, present in FORMER_NAMES.items()}
 

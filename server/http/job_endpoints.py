@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from semiseg.errors import Cancelled
-from semiseg.inference.sliding_window import Timing
+from semiseg.inference.timing import Timing
 from semiseg.outputs.formats import present_name
 from semiseg.outputs.report import ScanWarningReport
 from semiseg.system.memory import release_free_memory

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semiseg.inference.sliding_window import Timing
+from semiseg.inference.timing import Timing
 from semiseg.system.durable_files import free_bytes
 from semiseg.system.processors import usable_processors
 

@@ -31,6 +31,7 @@ class ModelSettings(BaseModel):
         overlap: Overlap of neighbouring windows; None takes the bundle's.
         batch: Number of windows that are run at once.
         precision: Precision of the graph; None takes the fastest one.
+        full: True to run all windows of every scan, also if the model has a coarse pass.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +42,7 @@ class ModelSettings(BaseModel):
     overlap: float | None = None
     batch: int = 1
     precision: Precision | None = None
+    full: bool = False
 
 
 class ServedModel:
@@ -68,7 +70,7 @@ class ServedModel:
             _LOG.info("Engine %s in %s is not used: %s", one.engine_and_device, one.precision, one.reason)
         taken = choice.selected
         _LOG.info("Engine %s in %s is used: %s", taken.engine_and_device, taken.precision, taken.reason)
-        tiling = SlidingWindowOptions(window=settings.window, overlap=settings.overlap, batch=settings.batch)
+        tiling = SlidingWindowOptions(settings.window, settings.overlap, settings.batch, settings.full)
         return cls(Predictor.from_selection(bundle.manifest, choice, tiling))
 
     @property

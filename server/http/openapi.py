@@ -38,7 +38,7 @@ JOB_ERRORS = (401, 403, 404, 500)  # errors of requests for an accepted job
 
 RESPONSE_HEADERS = {
     "Server-Timing": "Duration of each stage in milliseconds: upload, reading, preprocessing, windows, network, "
-    "blending, deciding, restoring, comparing, writing.",
+    "blending, coarse (if the model has a coarse pass), deciding, restoring, comparing, writing.",
     "X-Semiseg-Notice": NOTICE,
     "X-Semiseg-Model": "Identity of the model as JSON: name, sha256, method, version, precision, engine.",
     "X-Semiseg-Millilitres": "Volume of each segment in ml, by name, as JSON; `{}` if that would be too long.",
@@ -318,6 +318,13 @@ def _form(models: ServedModels, limits: Limits) -> dict[str, Any]:
                 "description": "If true, a scan is rejected that would have to be corrected (a tilted gantry, uneven "
                 "gaps, missing slices, a contradictory header), or of which files would be skipped (copies, damaged "
                 "files).",
+            },
+            "full": {
+                "type": "string",
+                "enum": ["true", "false"],
+                "default": "false",
+                "description": "If true, all windows are run, also if the model has a coarse pass, with which windows "
+                "of background are skipped. The report gives the number of windows that were run and the reason.",
             },
         },
     }

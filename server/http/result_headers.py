@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from semiseg.inference.sliding_window import Timing
+from semiseg.inference.timing import Timing
 from semiseg.outputs.report import NOTICE, Report
 
 MAX_HEADER_BYTES = 768  # maximum size of one header's value

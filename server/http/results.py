@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semiseg.errors import InputError
-from semiseg.inference.sliding_window import Progress, Timing
+from semiseg.inference.timing import Progress, Timing
 from semiseg.outputs.formats import OUTPUT_FORMATS, OutputFormat
 from semiseg.outputs.report import Report
 from semiseg.outputs.viewer_bundle import read_report, read_segmentation
@@ -70,6 +70,7 @@ def segment_scan(
         prediction = model.predictor.predict_scan(
             scan,
             probabilities=any(kind.needs_probabilities for kind in kinds),
+            full=scan_request.full,
             progress=progress,
             cancelled=cancelled,
             timing=timing,

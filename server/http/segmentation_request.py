@@ -30,6 +30,7 @@ class SegmentationRequest:
         model: Selected model.
         formats: Requested output formats; empty for the default of the scan.
         read_options: Options for reading the scan.
+        full: True if all windows are to be run, also if the model has a coarse pass.
         with_report: True if the result is a zip that also has the report.
     """
 
@@ -37,6 +38,7 @@ class SegmentationRequest:
     model: ServedModel
     formats: tuple[OutputFormat, ...]
     read_options: ReadOptions
+    full: bool = False
     with_report: bool = False
 
     @classmethod
@@ -50,7 +52,10 @@ class SegmentationRequest:
         """
         model = models.select(upload.fields.get("model"))
         formats = requested_formats(upload.fields.get("output_format", ""), accept)
-        scan_request = cls(upload, model, formats, _read_options(upload), with_report)
+        flags = {name: _flag(upload, name) for name in ("strict", "aligned", "full")}
+        series = upload.fields.get("series") or None
+        read_options = ReadOptions(series, strict=flags["strict"], aligned=flags["aligned"])
+        scan_request = cls(upload, model, formats, read_options, flags["full"], with_report)
         if upload.dicom:  # detected during the upload, so that the files are opened only once, for reading
             return scan_request
         count = len(upload.files)
@@ -75,10 +80,8 @@ class SegmentationRequest:
         return self.model.predictor.open(files, self.read_options, scratch=folder)
 
 
-def _read_options(upload: Upload) -> ReadOptions:
-    said = {name: upload.fields.get(name, "false") for name in ("strict", "aligned")}
-    for name, word in said.items():
-        if word not in ("true", "false"):
-            raise ApiError(400, f"The field `{name}` must be true or false.")
-    series = upload.fields.get("series") or None
-    return ReadOptions(series, strict=said["strict"] == "true", aligned=said["aligned"] == "true")
+def _flag(upload: Upload, name: str) -> bool:
+    word = upload.fields.get(name, "false")
+    if word not in ("true", "false"):
+        raise ApiError(400, f"The field `{name}` must be true or false.")
+    return word == "true"

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from semiseg.errors import Cancelled
-from semiseg.inference.sliding_window import Timing
+from semiseg.inference.timing import Timing
 from semiseg.system.memory import release_free_memory
 from server.http.body import RequestBody
 from server.http.errors import api_error_response, error_response, to_api_error

@@ -20,7 +20,7 @@ from server.http.multipart import FormWriter, check_content_length, receive_part
 
 FILES_FIELD = "scan"
 CHANNEL_PREFIX = "channel:"  # and the channel's name
-TEXT_FIELDS = ("model", "output_format", "series", "strict", "aligned")
+TEXT_FIELDS = ("model", "output_format", "series", "strict", "aligned", "full")
 FORMER_FIELDS = {"answer": "output_format"}  # still accepted; clients send it, so that earlier servers understand them
 TEXT_BYTES = 4096
 DICOM_START_BYTES = 132  # a preamble and "DICM" (PS3.10 7.1)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from semiseg.dataset import Dataset
-from semiseg.inference.segmenter import Segmenter
+from semiseg.inference.window_passes import ScanRun, WindowPasses
 from semiseg.volumes.nifti import read_labels
 from tests.bundles import expected_mask, make_threshold_bundle
 from tests.command_line import run_semiseg
@@ -131,14 +131,14 @@ def test_overlaps_and_strides_of_each_axis_are_those_of_the_windows_that_run(
     thresholded(tmp_path / "data", {"test": ["s0"], "labelled": ["s3"]})
     shape = random_image(0).shape
     seen: list[int] = []
-    before = Segmenter.segment_preprocessed
+    before = WindowPasses.run
 
-    def noted(self: Segmenter, array: Any, **options: Any) -> Any:
-        found = before(self, array, **options)
-        seen.append(options["timing"].windows)
+    def noted(self: WindowPasses, array: Any, scan: ScanRun, **options: Any) -> Any:
+        found = before(self, array, scan, **options)
+        seen.append(scan.timing.windows)
         return found
 
-    monkeypatch.setattr(Segmenter, "segment_preprocessed", noted)
+    monkeypatch.setattr(WindowPasses, "run", noted)
     stride = (2, window[1], 1)
     overlaps = ",".join(str(1 - step / side) for step, side in zip(stride, window, strict=True))
     for option, value in (("--stride", "x".join(map(str, stride))), ("--overlap", overlaps)):

@@ -169,9 +169,9 @@ def test_scans_are_picked_evenly_from_the_cache(tmp_path: Path) -> None:
         np.save(tmp_path / f"{k}-image.npy", np.full((1, 2, 2, 2), k, np.float32))
         np.save(tmp_path / f"{k}-labels.npy", np.zeros((2, 2, 2), np.uint8))
     np.save(tmp_path / "other-image.npy", np.full((2, 2, 2, 2), 99, np.float32))
-    assert [int(s[0, 0, 0, 0]) for s in cached_scans(tmp_path, 3, 1)] == [0, 4, 8]
+    assert [int(s.array[0, 0, 0, 0]) for s in cached_scans(tmp_path, 3, 1)] == [0, 4, 8]
     assert len(cached_scans(tmp_path, 100, 1)) == 9
-    assert [int(s[0, 0, 0, 0]) for s in cached_scans(tmp_path, 5, 2)] == [99]
+    assert [int(s.array[0, 0, 0, 0]) for s in cached_scans(tmp_path, 5, 2)] == [99]
 
 
 def test_an_empty_cache_says_what_to_name_instead(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def passes_on_openvino(run: TinyRun, manifest: Manifest, precision: Precision, f
     export_onnx(network, folder / "f32.onnx", inputs=1, window=described.window, divisor=described.divisor)
     to_half(folder / "f32.onnx", folder / "again.onnx", precision)  # type: ignore[arg-type]
     engine = OpenVinoEngine(folder / "again.onnx", threads=1, bf16=precision == "bf16")
-    scans = find_parity_scans(described, run.folder, data=None, cache=None).parity
+    scans = [scan.array for scan in find_parity_scans(described, run.folder, data=None, cache=None).parity]
     found = [
         measure_parity(described, TorchEngine(network, "cpu"), engine, (central_window(scan, window) for scan in scans))
         for window in manifest.windows

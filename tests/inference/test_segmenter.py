@@ -17,7 +17,7 @@ from semiseg.engines.onnx import OnnxEngine
 from semiseg.errors import Cancelled, EngineError, InputError
 from semiseg.inference.segment_entropy import SegmentEntropy
 from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
-from semiseg.inference.sliding_window import Timing
+from semiseg.inference.timing import Timing
 from semiseg.volumes.segmentation import Segment
 from semiseg.volumes.volume import Volume
 from tests.bundles import LOW, expected_mask, make_threshold_bundle, scan_array

@@ -158,7 +158,8 @@ def test_field_names_the_answer_before_the_accept_header(server):
 
 def test_fields_that_are_described_are_those_that_are_taken(server, document):
     form = document["paths"]["/segment"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"scan", "channel:image", "model", "output_format", "series", "strict", "aligned"}
+    fields = {"scan", "channel:image", "model", "output_format", "series", "strict", "aligned", "full"}
+    assert set(form["properties"]) == fields
     assert form["oneOf"] == [{"required": ["scan"]}, {"required": ["channel:image"]}]
     assert form["additionalProperties"] is False
     assert server.segment(nifti(), fields={"other": "1"}).status_code == 400

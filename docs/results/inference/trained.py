@@ -26,8 +26,9 @@ from semiseg.dataset import find_split, load_dataset, read_channels, read_split
 from semiseg.engines.engine import Engine
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.openvino import OpenVinoEngine
-from semiseg.inference.segmenter import argmax_labels
-from semiseg.inference.sliding_window import SlidingWindow, Timing
+from semiseg.inference.sliding_window import SlidingWindow
+from semiseg.inference.timing import Timing
+from semiseg.inference.window_passes import argmax_labels
 from semiseg.inference.windows import padding_for, window_weights
 from trainer.engine import load_trained_network
 

@@ -26,9 +26,13 @@ export function showFacts(report, segments, kinds, toggled, wanted) {
   items("left-out", out.map((series) => made("li", `${series.description || series.uid}: ${series.reason}`)));
   table(report, segments, toggled);
   downloads(kinds, wanted);
+  const counts = report.window_counts;
+  const skipped = counts && counts.run < counts.planned
+    ? ` ${counts.run} of the ${counts.planned} windows of a full pass were run. ${counts.reason}` : "";
   at("model-told").textContent =
     `Segmented by ${report.model.name} (${report.model.method}, ${report.model.precision}) in ` +
-    `${report.windows} windows, ${seconds(Object.values(report.seconds).reduce((a, b) => a + b, 0))}. ${report.notice}.`;
+    `${report.windows} windows, ${seconds(Object.values(report.seconds).reduce((a, b) => a + b, 0))}.` +
+    `${skipped} ${report.notice}.`;
 }
 
 function items(id, found) {
