@@ -12,11 +12,53 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
+HERE = Path(__file__).parent
+
 # The same examples in every run: a test that fails here fails for everybody. `make test-all` looks for new ones. No
 # example has a deadline: how long it takes depends on what else the machine does.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("new", print_blob=True, deadline=None)
 settings.load_profile("same")
+
+
+# Tests that mostly wait, for servers, archives and delays, run beside tests that compute.
+WAITING = {"cli", "docs", "gateway", "packaging", "predicting", "releases", "server", "system"}
+# Each of these takes a minute or more. One that began last would keep a single process busy.
+LONGEST = (
+    "trainer/test_kill_and_resume.py",
+    "server/test_jobs.py",
+    "trainer/test_parallel.py",
+    "server/test_page.py",
+    "server/labelling/test_training.py",
+    "gateway/test_worklist_faults.py",
+    "trainer/test_every_method.py",
+    "gateway/test_operations.py",
+    "gateway/test_faults.py",
+    "trainer/test_atlas.py",
+    "server/test_guard.py",
+    "server/test_lifecycle.py",
+    "server/test_exhaustion.py",
+    "gateway/test_inference_client.py",
+    "system/test_without_posix.py",
+    "packaging/test_wheel.py",
+    "exporter/test_graph.py",
+    "cli/test_demo.py",
+    "cli/test_compare.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the files for several processes: the longest first, then those that wait and that compute by turns."""
+    if not hasattr(config, "workerinput"):
+        return
+    files = list(dict.fromkeys(item.path for item in items))
+    names = {file: file.relative_to(HERE).as_posix() for file in files if file.is_relative_to(HERE)}
+    kinds: dict[bool, list[Path]] = {True: [], False: []}
+    for file in files:
+        kinds[names.get(file, "").split("/")[0] in WAITING].append(file)
+    places = {file: (k + 0.5) / len(kind) for kind in kinds.values() for k, file in enumerate(kind)}
+    places |= {file: LONGEST.index(name) - len(LONGEST) for file, name in names.items() if name in LONGEST}
+    items.sort(key=lambda item: places[item.path])
 
 
 def skip_or_fail(reason: str) -> NoReturn:

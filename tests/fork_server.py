@@ -27,9 +27,6 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 COMMAND = (sys.executable, "-m", "cli.app")
-MODULES = ("cli.app", "exporter.export", "server.gateway.gateway", "server.http.startup", "server.labelling.startup")
-TRAINING = ("trainer.loop", "trainer.methods", "trainer.training")
-
 # Variables that the libraries and the interpreter read while they start.
 EARLY = (
     "LD_",
@@ -226,7 +223,7 @@ def _received(duplicate: Any) -> int:
 
 def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*MODULES, *TRAINING])
+    context.set_forkserver_preload(["tests.fork_preload"])
     return context
 
 
