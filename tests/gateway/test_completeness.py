@@ -184,12 +184,14 @@ def test_gateway_that_is_killed_while_a_sender_sends_waits_for_it(tmp_path: Path
     objects = [pydicom.dcmread(file) for file in sorted((tmp_path / "study").iterdir())]
     entity = AE(ae_title="STORESCU")
     entity.add_requested_context(MRImageStorage, objects[0].file_meta.TransferSyntaxUID)
-    config = make_offline_config(tmp_path, completeness={"quiet_seconds": 0.5, "interrupted_seconds": 600.0})
+    completeness = {"quiet_seconds": 60.0, "interrupted_seconds": 600.0}
+    config = make_offline_config(tmp_path, completeness=completeness)
     with running_gateway(config, tmp_path / "gateway") as gateway:
         association = entity.associate("127.0.0.1", gateway.dicom_port, ae_title="SEMISEG")
         for one in objects[:3]:
             assert association.send_c_store(one).Status == 0
         gateway.kill()
+    config = make_offline_config(tmp_path, completeness=completeness | {"quiet_seconds": 0.5})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         time.sleep(3)
         assert gateway.audit("complete") == []

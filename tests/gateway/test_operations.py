@@ -226,6 +226,20 @@ def test_study_is_held(case: Case) -> None:
     assert uid not in case.gateway.output
 
 
+def _claim_that_is_held_up(gateway: RunningGateway) -> tuple[str, str]:
+    """Wait for a claimed workitem whose result is not delivered; its name, and the job that is to deliver it."""
+    found: list[tuple[str, str]] = []
+
+    def is_held_up() -> bool:
+        told = gateway.status()
+        names = {one["workitem"] for one in told["workitems"]}
+        found.extend((job["study"], job["id"]) for job in told["held_up"] if job["study"] in names)
+        return bool(found)
+
+    wait_until(is_held_up, describe=lambda: gateway.output)
+    return found[0]
+
+
 def test_workitem_does_not_go_on(server: RunningServer, send: Callable[..., Any], tmp_path: Path) -> None:
     status, show, cancel, purge = SYMPTOMS["A workitem does not go on"]
     write_study(tmp_path / "in", "workitem")
@@ -243,13 +257,10 @@ def test_workitem_does_not_go_on(server: RunningServer, send: Callable[..., Any]
             manager.set_state(elsewhere, "CANCELED")
             for command in (cancel, purge):
                 uid = manager.create([input_information_item(objects, url=peer.url)])
+                case.words["NAME"], case.words["JOB"] = _claim_that_is_held_up(gateway)
                 wait_until(
                     lambda: "could not be delivered to archive yet" in case.run(status), describe=lambda: gateway.output
                 )
-                (claimed,) = gateway.status()["workitems"]
-                case.words["NAME"] = claimed["workitem"]
-                held_up = gateway.status()["held_up"]
-                case.words["JOB"] = next(one["id"] for one in held_up if one["study"] == claimed["workitem"])
                 told = case.run(show)
                 assert case.words["JOB"] in told and "+ series" in told
                 case.run(command)

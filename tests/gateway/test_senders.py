@@ -153,7 +153,7 @@ def test_study_that_lacked_an_instance_goes_on_when_it_comes(tmp_path: Path) -> 
 def test_association_that_breaks_off_does_not_complete_a_study_sooner(tmp_path: Path, send: Callable[..., Any]) -> None:
     write_study(tmp_path / "study", "broken")
     objects = objects_of(tmp_path / "study")
-    config = make_offline_config(tmp_path, completeness={"quiet_seconds": 0.5, "interrupted_seconds": 600.0})
+    config = make_offline_config(tmp_path, completeness={"quiet_seconds": 2.0, "interrupted_seconds": 600.0})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         with sending(gateway, objects[0], "STORESCU") as association:
             for one in objects[:3]:
@@ -161,7 +161,7 @@ def test_association_that_breaks_off_does_not_complete_a_study_sooner(tmp_path: 
             association.abort()
         wait_until(lambda: gateway.audit("received"), describe=lambda: gateway.output[-3000:])
         assert gateway.audit("received")[0]["ended"] == "broken off"
-        time.sleep(3)
+        time.sleep(5)
         assert gateway.audit("complete") == []
         assert send(gateway, tmp_path / "study", calling="STORESCU").returncode == 0
         wait_until(lambda: gateway.audit("complete"), describe=lambda: gateway.output[-3000:])
