@@ -21,6 +21,7 @@ from semiseg.evaluation.result import NO_SCORE, Evaluation, ScoreRow
 from semiseg.inference.segmenter import SlidingWindowOptions
 from semiseg.volumes.read_options import ReadOptions
 from tests.bundles import make_threshold_bundle, scan_array
+from tests.warnings_caught import deprecations
 
 STRICT = ReadOptions(strict=True)
 JOB = {
@@ -115,7 +116,7 @@ def test_former_name_of_a_class_is_the_same_class(module: str, old: str, new: st
     loaded = importlib.import_module(module)
     with pytest.warns(DeprecationWarning, match=rf"^{module}\.{old} is deprecated; its name is {new} now\.$") as caught:
         assert getattr(loaded, old) is getattr(loaded, new)
-    assert [one.filename for one in caught] == [__file__]
+    assert [one.filename for one in deprecations(caught)] == [__file__]
     with pytest.raises(AttributeError, match=rf"^module '{module}' has no attribute 'Wish'$"):
         _ = loaded.Wish
 
@@ -168,7 +169,7 @@ def test_former_name_of_a_member_gives_the_same(
     expected = present(stage)
     with pytest.warns(DeprecationWarning, match=rf"^{old} is deprecated; its name is \w+ now\.$") as caught:
         assert former(stage) == expected
-    assert [one.filename for one in caught] == [__file__]
+    assert [one.filename for one in deprecations(caught)] == [__file__]
 
 
 class Observer:
@@ -237,8 +238,8 @@ def test_former_name_of_an_argument_is_accepted(
 ) -> None:
     with pytest.warns(DeprecationWarning) as caught:
         assert use(stage)
-    assert [str(one.message) for one in caught] == [f"{call} is deprecated; its name is {new} now."]
-    assert [one.filename for one in caught] == [__file__]
+    assert [str(one.message) for one in deprecations(caught)] == [f"{call} is deprecated; its name is {new} now."]
+    assert [one.filename for one in deprecations(caught)] == [__file__]
 
 
 def test_an_argument_under_both_names_is_refused() -> None:

@@ -22,7 +22,7 @@ def test_a_recipe_with_former_names_means_the_same(tmp_path: Path) -> None:
     with pytest.warns(RenamedKeyWarning) as caught:
         found = read_recipe(former)
     assert found == read_recipe(present)
-    assert len(caught) == 3
+    assert len([one for one in caught if one.category is RenamedKeyWarning]) == 3
 
 
 def test_a_change_on_the_command_line_may_have_the_former_name() -> None:
