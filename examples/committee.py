@@ -9,7 +9,7 @@ SETTINGS = [
     "updates=300",
     "methods.committee.members=[{method: supervised}, {method: mean_teacher, seed: 1}]",  # networks of the first round
     "methods.committee.atlas=true",  # atlases are a member, too, unless the labelled scans rule them out
-    "methods.committee.weighing=equal",  # weights of the members; cross_fitted fits them on held-back labelled scans
+    "methods.committee.weighing=by_kind",  # half for the atlases; cross_fitted fits weights on held-back labelled scans
     "methods.committee.rounds=1",  # number of rounds
 ]
 

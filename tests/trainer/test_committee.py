@@ -359,7 +359,8 @@ def test_atlases_have_the_weight_of_all_networks_together() -> None:
     method = committee(weighing="by_kind")
     np.testing.assert_allclose(method._fixed_weights(networks + atlases), [1 / 6] * 3 + [1 / 2])
     np.testing.assert_allclose(method._fixed_weights(networks), [1 / 3] * 3)
-    np.testing.assert_allclose(committee()._fixed_weights(networks + atlases), [1 / 4] * 4)
+    equal = committee(weighing="equal")
+    np.testing.assert_allclose(equal._fixed_weights(networks + atlases), [1 / 4] * 4)
 
 
 @pytest.mark.parametrize("targets", [TWO, OverlappingRegions(2)])

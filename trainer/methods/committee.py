@@ -67,7 +67,7 @@ class CommitteeMember(Section):
     switches: dict[str, Any] = Field(default_factory=dict)
 
 
-DEFAULT = (CommitteeMember(method="mn"), CommitteeMember(method="mean_teacher"))
+DEFAULT = (CommitteeMember(method="supervised"), CommitteeMember(method="mean_teacher"))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Committee(LabelThenTrain):
         host: MethodName = "supervised"
         rounds: Annotated[int, Field(ge=1, le=4)] = 1
         students: Annotated[int, Field(ge=1)] = 2
-        weighing: Literal["equal", "by_kind", "cross_fitted"] = "equal"
+        weighing: Literal["equal", "by_kind", "cross_fitted"] = "by_kind"
         folds: Annotated[int, Field(ge=2)] = 2
         weight: Annotated[float, Field(ge=0)] = 1.0
 
