@@ -73,7 +73,7 @@ def start_semiseg(
     """
     environ = dict(os.environ if environ is None else environ)
     if can_fork(environ):
-        return ForkedProcess(arguments, environ, cwd, separate)
+        return ForkedProcess(arguments, environ, cwd, separate=separate)
     return subprocess.Popen(
         [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
@@ -124,7 +124,9 @@ class ForkedProcess:
         stderr: Its standard error, if that is a pipe of its own.
     """
 
-    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], cwd: Path | None, separate: bool) -> None:
+    def __init__(
+        self, arguments: Sequence[str], environ: Mapping[str, str], cwd: Path | None, *, separate: bool
+    ) -> None:
         out, to_out = os.pipe()
         err, to_err = os.pipe() if separate else (None, to_out)
         self.stdout: IO[str] = os.fdopen(out, encoding="utf-8", errors="replace")

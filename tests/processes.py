@@ -67,7 +67,8 @@ class RunningProcess:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-            self.on_line(line)
+        with self.process.stdout as output:
+            for line in output:
+                self.lines.append(line)
+                self.on_line(line)
         self.on_exit()
