@@ -251,11 +251,11 @@ def _predict_on_server(url: str, key: str | None, model: str | None, asked: Pred
     def write(body: bytes) -> None:
         replace_file(asked.out, gzip.decompress(body) if asked.out.name.lower().endswith(".nii") else body)
 
+    name = asked.output_format.name
     with Client(url, key=key) as client:
         if client.keeps_jobs():
             with _progress_bar() as told:
                 told(0, 0, "sending")
-                name = asked.output_format.name
                 job = client.submit(asked.files, name, options=asked.wishes, model=model, full=full)
 
                 def show(now: JobStatus) -> None:
@@ -274,7 +274,6 @@ def _predict_on_server(url: str, key: str | None, model: str | None, asked: Pred
                 with contextlib.suppress(SemisegError):  # the server must not keep anything
                     client.forget(job.id)
         else:
-            name = asked.output_format.name
             answer = client.ask(asked.files, name, options=asked.wishes, model=model, full=full)
             write(answer.body)
     _print_result(asked.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])

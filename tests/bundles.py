@@ -61,7 +61,7 @@ def make_threshold_bundle(
         spacing: mm to resample to; None keeps each scan's own grid, and then the mask is exactly :func:`expected_mask`.
         postprocessing: cleaning of the mask.
         coarse_pass: settings of the coarse pass.
-        fingerprint: of the training scans; by default a wide one.
+        fingerprint: Ranges of the training scans; by default wide ones.
         work: 3x3x3 convolutions of 32 channels whose result is thrown away: makes each window slow.
         at_full_intensity: what the graph does with a window that holds an intensity of 1000 or more: ``fails`` at run
             time (in ONNX Runtime; OpenVINO reads beyond a list without a word), or returns ``nan``.

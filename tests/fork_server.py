@@ -67,8 +67,8 @@ def start_semiseg(
 
     Args:
         arguments: Command and options.
-        environ: All of its environment; that of this process by default.
-        cwd: Its folder; that of this process by default.
+        environ: Complete environment; that of this process by default.
+        cwd: Working directory; that of this process by default.
         separate: True for a pipe of its own for the standard error; by default it is part of the output.
     """
     environ = dict(os.environ if environ is None else environ)
@@ -120,8 +120,8 @@ class ForkedProcess:
     """A command that was forked; it has the members of :class:`subprocess.Popen` that tests use.
 
     Attributes:
-        stdout: Its standard output.
-        stderr: Its standard error, if that is a pipe of its own.
+        stdout: Standard output.
+        stderr: Standard error; None if it is part of the output.
     """
 
     def __init__(

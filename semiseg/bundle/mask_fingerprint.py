@@ -61,28 +61,26 @@ class MaskFingerprint(BaseModel):
 
     def unusual_volumes(self, millilitres: Mapping[str, float]) -> list[str]:
         """Return the names of the segments whose volume in ml is outside the ranges."""
-        return [name for name, volume in millilitres.items() if self._of_segment(name, (volume, 0.0, 0.0))]
+        return [name for name, volume in millilitres.items() if self._of_volume(name, volume)]
 
-    def _of_segment(self, name: str, row: MaskMeasures) -> list[ScanWarning]:
+    def _of_volume(self, name: str, ml: float) -> str:
+        """Return a sentence if the volume of a segment is outside the ranges; else an empty string."""
         seen = self.segments.get(name)
         if seen is None:
-            if not row[0]:
-                return []
-            return [_flag("unlike_volume", f"{name} was found, and in none of the {self.scans} training scans.")]
-        if not row[0]:
-            if name not in self.always:
-                return []
-            low, high = seen.minimum[0], seen.maximum[0]
-            return [
-                _flag(
-                    "unlike_volume", f"No {name} was found; in the training scans it had {format_range(low, high)} ml."
-                )
-            ]
-        out = []
-        (low, _, _), (high, most, doubt) = seen.minimum, seen.maximum
-        if not low / VOLUME_FACTOR <= row[0] <= high * VOLUME_FACTOR:
-            text = f"{name} has {row[0]:.3g} ml; in the training scans it had {format_range(low, high)} ml."
-            out.append(_flag("unlike_volume", text))
+            return f"{name} was found, and in none of the {self.scans} training scans." if ml else ""
+        low, high = seen.minimum[0], seen.maximum[0]
+        had = f"in the training scans it had {format_range(low, high)} ml."
+        if not ml:
+            return f"No {name} was found; {had}" if name in self.always else ""
+        return "" if low / VOLUME_FACTOR <= ml <= high * VOLUME_FACTOR else f"{name} has {ml:.3g} ml; {had}"
+
+    def _of_segment(self, name: str, row: MaskMeasures) -> list[ScanWarning]:
+        text = self._of_volume(name, row[0])
+        out = [_flag("unlike_volume", text)] if text else []
+        seen = self.segments.get(name)
+        if seen is None or not row[0]:
+            return out
+        _, most, doubt = seen.maximum
         if row[1] > COMPONENTS_FACTOR * most + 1:
             text = f"{name} is in {row[1]:.0f} pieces; in the training scans it was in {most:.0f} at most."
             out.append(_flag("unlike_pieces", text))

@@ -13,24 +13,15 @@ import pytest
 
 import semiseg
 from cli.app import main
-from semiseg.bundle.coarse_settings import CoarsePassProof, CoarsePassSettings
 from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.variant import Variant
 from semiseg.volumes.volume import Volume
 from tests.bundles import expected_mask, make_threshold_bundle
+from tests.inference.coarse_scans import HALF, PROOF
 from tests.server.harness import RunningServer, running_server
 
-PROOF = CoarsePassProof(
-    precision="fp32",
-    engine="onnxruntime",
-    scans=4,
-    scans_with_skips=4,
-    mean_dice=1,
-    least_dice=1,
-    lost_components=0,
-    window_ratio=2.5,
-)
-COARSE = CoarsePassSettings(kind="coarse_grid", downsampling=(2, 2, 2), threshold=0.1, margin=2.0, proofs=(PROOF,))
+PROVED = PROOF.model_copy(update={"engine": "onnxruntime", "scans": 4, "scans_with_skips": 4, "window_ratio": 2.5})
+COARSE = HALF.model_copy(update={"proofs": (PROVED,)})
 AFFINE = np.diag([1.0, 1.0, 1.5, 1.0])
 PLANNED = 8 * 7 * 6
 SKIPPED = "The coarse pass found only background in the other windows."

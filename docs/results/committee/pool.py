@@ -1,6 +1,6 @@
 """Judge sources of labels, and means of their probabilities, on the development scans of a draw.
 
-    python docs/results/committee/pool.py DATA WORK DRAW NAME=RUN [NAME=RUN ...]
+    python -m docs.results.committee.pool DATA WORK DRAW NAME=RUN [NAME=RUN ...]
 
 DATA and WORK are those of run.sh. A source is a trained run, or the atlases (``atlas``, always there). Printed are the
 mean Dice of both segments, the mean volume as a share of the outline's, and the sources, whose probabilities count
