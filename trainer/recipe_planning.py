@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,22 @@ from trainer.plan import ProgressCallback, TrainingPlan, make_plan
 from trainer.planning_facts import MachineFacts, collect_dataset_facts
 from trainer.recipe import Recipe
 from trainer.recipe_files import make_recipe
-from trainer.recipe_rules import RecipeDecision, decide_open_keys, open_keys, read_key, write_key
+from trainer.recipe_rules import (
+    AUTO,
+    COMMITTEE,
+    RecipeDecision,
+    decide_open_keys,
+    open_keys,
+    read_key,
+    remove_key,
+    write_key,
+)
 from trainer.scan_facts import ScanFacts, collect_scan_facts
 from trainer.time_estimate import TimeEstimate, TimeEstimator, format_duration
 
 SUFFICIENT_UPDATES = 2000  # on a processor, the larger network is used if the budget allows this many updates
+MIN_COMMITTEE_UPDATES = 600  # a committee is trained if the budget allows this many updates of its student
+METHOD_KEY = "method"
 UPDATES_KEY = "updates"
 
 
@@ -34,6 +45,19 @@ class PlannedRecipe:
     recipe: Recipe
     decisions: tuple[RecipeDecision, ...] = ()
     scans: ScanFacts | None = None
+
+
+@dataclass(frozen=True)
+class BudgetChoice:
+    """A choice that a time budget decides on.
+
+    Attributes:
+        keys: Keys of the recipe that make the choice.
+        updates: Smallest number of updates with which it is taken; None if it is taken in any case.
+    """
+
+    keys: Mapping[str, Any]
+    updates: int | None
 
 
 @dataclass(frozen=True)
@@ -87,7 +111,11 @@ class PlanningContext:
             earlier = make_recipe(dict(earlier)).model_dump(mode="json")  # with keys that its version did not have
             taken = dict(document)
             for key in keys:
-                write_key(taken, key, read_key(earlier, key))
+                value = read_key(earlier, key)
+                if value is None:  # the run was made before there was this key, or does not need it
+                    remove_key(taken, key)
+                else:
+                    write_key(taken, key, value)
             return PlannedRecipe(make_recipe(taken))
         scans = self._scans(document)
         machine = MachineFacts.detect(self.device)
@@ -100,12 +128,12 @@ class PlanningContext:
     ) -> PlannedRecipe:
         """Decide everything, with as many updates as the budget allows.
 
-        On a processor, the larger network is used if :data:`SUFFICIENT_UPDATES` of its updates fit into the budget.
+        What takes the most time is tried first: a committee is trained if :data:`MIN_COMMITTEE_UPDATES` of its student
+        fit into the budget, and on a processor the larger network is used if :data:`SUFFICIENT_UPDATES` do.
         """
-        sizes = ("small", "auto") if machine.gpu is None and document.get("student") == "auto" else ("",)
-        for number, size in enumerate(sizes):
-            tried = {**document, "student": size} if size else dict(document)
-            first = self._decided(tried, scans, machine)
+        updates = 0
+        for choice in self._choices(document, scans, machine):
+            first = self._decided({**document, **choice.keys}, scans, machine)
 
             def plan_of(updates: int, recipe: Recipe = first.recipe) -> TrainingPlan:
                 return self.plan(recipe.model_copy(update={UPDATES_KEY: updates}), scans)
@@ -113,15 +141,31 @@ class PlanningContext:
             try:
                 updates = TimeEstimator(self.cache, self.device, scans, self.watch).updates_within(budget, plan_of)
             except RecipeError:
-                if number == len(sizes) - 1:
+                if choice.updates is None:
                     raise
                 continue
-            if updates >= SUFFICIENT_UPDATES or number == len(sizes) - 1:
+            if choice.updates is None or updates >= choice.updates:
                 break
         reason = f"as many as fit into {format_duration(budget)} on {machine}, estimated from a few timed steps"
-        made = RecipeDecision(UPDATES_KEY, updates, reason)
-        decisions = tuple(made if one.key == UPDATES_KEY else one for one in first.decisions)
-        return PlannedRecipe(first.recipe.model_copy(update={UPDATES_KEY: updates}), decisions, scans)
+        decided = {one.key: one for one in first.decisions} | {
+            UPDATES_KEY: RecipeDecision(UPDATES_KEY, updates, reason)
+        }
+        if METHOD_KEY in choice.keys:
+            words = f"{format_duration(budget)} are too short for a committee (docs/results/committee)"
+            decided = {METHOD_KEY: RecipeDecision(METHOD_KEY, choice.keys[METHOD_KEY], words)} | decided
+        return PlannedRecipe(first.recipe.model_copy(update={UPDATES_KEY: updates}), tuple(decided.values()), scans)
+
+    def _choices(self, document: Mapping[str, Any], scans: ScanFacts, machine: MachineFacts) -> Iterator[BudgetChoice]:
+        """Return what a budget decides between, the longest training first; the last choice needs no minimum."""
+        several_sizes = machine.gpu is None and document.get("student") == AUTO
+        by_itself = self._decided(document, scans, machine).recipe.method
+        methods: list[tuple[dict[str, Any], int | None]] = [({}, None)]
+        if document.get(METHOD_KEY) == AUTO and by_itself == COMMITTEE:
+            methods = [({}, MIN_COMMITTEE_UPDATES), ({METHOD_KEY: "supervised"}, None)]
+        for keys, least in methods:
+            if several_sizes:
+                yield BudgetChoice({**keys, "student": "small"}, SUFFICIENT_UPDATES)
+            yield BudgetChoice(keys, least)
 
     def _decided(self, document: Mapping[str, Any], scans: ScanFacts, machine: MachineFacts) -> PlannedRecipe:
         told = {name: (rule or {}).get("modality") for name, rule in (document.get("series") or {}).items()}

@@ -20,6 +20,8 @@ from trainer.errors import RecipeError
 from trainer.planning_facts import DatasetFacts, MachineFacts
 
 AUTO = "auto"
+COMMITTEE = "committee"
+MEMBERS_KEY = f"methods.{COMMITTEE}.members"
 DECIDABLE_KEYS = (
     "method",
     "preparation.spacing",
@@ -31,12 +33,15 @@ DECIDABLE_KEYS = (
     "precision",
     "memory_format",
     "augmentation",
+    MEMBERS_KEY,
 )
 """Keys that may be left open, in the order in which they are decided."""
 
 SPACING_TOLERANCE = 0.01  # spacings are equal if they differ by at most this share
 ANISOTROPIC = 3.0  # slices are thick if the longest side of a voxel exceeds the others by more than this factor
 SMALLEST_SIDE = 4  # smallest number of voxels of a halved axis
+FEW_LABELS = 16  # a committee is chosen for at most this many labelled scans ...
+UNLABELLED_PER_LABEL = 2  # ... and at least this many unlabelled scans for each of them
 
 Triple = tuple[int, int, int]
 
@@ -108,6 +113,9 @@ def decide_open_keys(
     chosen = _Choices(_copied(document), facts, machine)
     decisions = []
     for key in open_keys(document):
+        if key == MEMBERS_KEY and chosen.document.get("method") != COMMITTEE:
+            remove_key(chosen.document, key)  # the method's own default holds, in case another method leads to it
+            continue
         value, reason = _RULES[key](chosen)
         write_key(chosen.document, key, value)
         decisions.append(RecipeDecision(key, value, reason))
@@ -160,6 +168,7 @@ class _Choices:
 
     def __init__(self, document: dict[str, Any], facts: DatasetFacts, machine: MachineFacts) -> None:
         self.document, self.facts, self.machine = document, facts, machine
+        self.sized = isinstance(document.get("student"), str)  # else the recipe has a network of its own
         self.size = self._size()
 
     def _size(self) -> NetworkSize:
@@ -196,9 +205,17 @@ class _Choices:
 
 
 def _method(chosen: _Choices) -> tuple[str, str]:
-    if not chosen.facts.unlabelled:
+    labelled, unlabelled = chosen.facts.labelled, chosen.facts.unlabelled
+    if not unlabelled:
         return "supervised", "all scans are labelled, so there are no unlabelled scans to learn from"
-    return "supervised", "no method that keeps one network was reliably better for such students (docs/results/methods)"
+    if labelled > FEW_LABELS:
+        return "supervised", f"with more than {FEW_LABELS} labelled scans, no method was measured to be better"
+    if unlabelled < UNLABELLED_PER_LABEL * labelled:
+        return "supervised", "there are too few unlabelled scans to label by a committee"
+    return COMMITTEE, (
+        "two networks and the registered labelled scans label the other scans, from which one network learns; with "
+        "four labelled scans, this was better than supervised training (docs/results/committee)"
+    )
 
 
 def _spacing(chosen: _Choices) -> tuple[Any, str]:
@@ -229,7 +246,11 @@ def _intensity(chosen: _Choices) -> tuple[list[dict[str, Any]], str]:
 
 
 def _student(chosen: _Choices) -> tuple[dict[str, Any], str]:
-    size = chosen.size
+    return _network(chosen, chosen.size)
+
+
+def _network(chosen: _Choices, size: NetworkSize) -> tuple[dict[str, Any], str]:
+    """Return the section of a network of a size, and why the size was chosen."""
     steps = choose_strides(chosen.patch, chosen.spacing, len(size.channels))
     if size.residual:
         # DynUNet's first level always has full resolution.
@@ -313,6 +334,18 @@ def _augmentation(chosen: _Choices) -> tuple[dict[str, Any], str]:
     return found, f"{words} one-sided organs would then be found on either side"
 
 
+def _members(chosen: _Choices) -> tuple[list[dict[str, Any]], str]:
+    """Return a supervised network one size larger than the student, and the student with a mean teacher."""
+    mean_teacher = {"method": "mean_teacher"}
+    sizes = list(NETWORK_SIZES.values())
+    if not chosen.sized or chosen.size is sizes[-1]:
+        return [{"method": "supervised"}, mean_teacher], "two networks of the student's size"
+    larger = sizes[sizes.index(chosen.size) + 1]
+    network, _ = _network(chosen, larger)
+    words = f"a network of size {larger.name}, since it is not kept, and one of the student's size with a mean teacher"
+    return [{"method": "supervised", "student": network}, mean_teacher], words
+
+
 _RULES: dict[str, Callable[[_Choices], tuple[Any, str]]] = {
     "method": _method,
     "preparation.spacing": _spacing,
@@ -324,6 +357,7 @@ _RULES: dict[str, Callable[[_Choices], tuple[Any, str]]] = {
     "precision": _precision,
     "memory_format": _memory_format,
     "augmentation": _augmentation,
+    MEMBERS_KEY: _members,
 }
 
 
@@ -354,6 +388,14 @@ def write_key(document: dict[str, Any], key: str, value: Any) -> None:
         place[part] = dict(inner) if isinstance(inner, Mapping) else {}
         place = place[part]
     place[last] = value
+
+
+def remove_key(document: dict[str, Any], key: str) -> None:
+    """Remove a key such as ``preparation.spacing`` if it exists."""
+    section, _, last = key.rpartition(".")
+    place = read_key(document, section)
+    if isinstance(place, Mapping) and last in place:
+        write_key(document, section, {name: value for name, value in place.items() if name != last})
 
 
 def _copied(document: Mapping[str, Any]) -> dict[str, Any]:

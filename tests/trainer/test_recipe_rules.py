@@ -47,12 +47,13 @@ def facts(
     *,
     thinnest: tuple[float, float, float] | None = None,
     modality: str | None = "MR",
+    labelled: int = 4,
     unlabelled: int = 100,
 ) -> DatasetFacts:
     mm = Range(minimum=thinnest or spacing, median=spacing, maximum=spacing)
     sides = Range(minimum=shape, median=shape, maximum=shape)
     told = Fingerprint(scans=104, shape=sides, spacing=mm, orientations={"RAS": 104}, intensity={})
-    return DatasetFacts(ScanFacts(told, {2: 104}), (modality,), ((-150.0, 250.0),), 4, unlabelled)
+    return DatasetFacts(ScanFacts(told, {2: 104}), (modality,), ((-150.0, 250.0),), labelled, unlabelled)
 
 
 def decided(
@@ -115,12 +116,42 @@ def test_a_small_organ_on_a_laptop_gets_a_small_network_at_full_resolution_and_w
         "residual_units": 0,
     }
     assert done["patch"] == [35, 50, 36]
-    assert (done["precision"], done["method"], done["preparation"]["spacing"]) == ("fp32", "supervised", "own")
+    assert (done["precision"], done["method"], done["preparation"]["spacing"]) == ("fp32", "committee", "own")
     assert done["augmentation"]["elastic"] == 3.5, "a tenth of the shortest side, in mm"
 
 
-def test_without_unlabelled_scans_the_method_is_supervised() -> None:
-    assert decided(facts(unlabelled=0))[0]["method"] == "supervised"
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "method", "words"),
+    [
+        (4, 100, "committee", "better than supervised training"),
+        (4, 8, "committee", "better than supervised training"),
+        (4, 7, "supervised", "too few unlabelled scans"),
+        (4, 0, "supervised", "all scans are labelled"),
+        (16, 100, "committee", "better than supervised training"),
+        (17, 100, "supervised", "more than 16 labelled scans"),
+    ],
+)
+def test_the_method_follows_the_numbers_of_scans(labelled: int, unlabelled: int, method: str, words: str) -> None:
+    done, decisions = decided(facts(labelled=labelled, unlabelled=unlabelled))
+    assert done["method"] == method
+    assert words in decisions["method"].reason
+    assert ("methods.committee.members" in decisions) == (method == "committee")
+    assert (done["methods"]["committee"] == {}) == (method != "committee")
+
+
+def test_the_supervised_member_of_a_committee_is_one_size_larger_than_the_student() -> None:
+    for machine, size in ((LAPTOP, "small"), (gpu(6.0), "medium"), (gpu(12.0), "large")):
+        done, decisions = decided(facts((512.0, 512.0, 300.0), (0.8, 0.8, 1.5)), machine)
+        supervised, mean_teacher = done["methods"]["committee"]["members"]
+        assert f"size {size}" in decisions["methods.committee.members"].reason
+        assert supervised["student"]["channels"][0] == NETWORK_SIZES[size].channels[0]
+        assert mean_teacher == {"method": "mean_teacher"}
+    for changed in (decided(facts(), gpu(80.0)), decided(facts(), student={"kind": "vnet"})):
+        assert [one["method"] for one in changed[0]["methods"]["committee"]["members"]] == [
+            "supervised",
+            "mean_teacher",
+        ]
+        assert all("student" not in one for one in changed[0]["methods"]["committee"]["members"])
 
 
 def test_thick_slices_are_not_halved_and_not_turned_out_of_their_plane() -> None:

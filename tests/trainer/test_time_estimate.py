@@ -113,6 +113,33 @@ def test_with_a_budget_the_updates_and_on_a_processor_the_size_follow_from_it(
         context.decide({**document, "updates": 100}, None, 60.0)
 
 
+@pytest.mark.parametrize(
+    ("budget", "method", "size", "updates"),
+    # An update of the networks takes 0.2 + 0.1 + 0.1 s with the tiny student and 0.4 + 0.2 + 0.2 s with the small one.
+    [(40.0, "supervised", 8, 400), (300.0, "committee", 8, 744), (3600.0, "committee", 16, 4496)],
+)
+def test_a_budget_decides_whether_a_committee_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float, method: str, size: int, updates: int
+) -> None:
+    def seconds(self: TimeEstimator, plan: TrainingPlan, number: int, cases: Any) -> float:
+        return 0.1 * plan.recipe.student["channels"][0] / 8
+
+    monkeypatch.setattr(TimeEstimator, "_step", seconds)
+    monkeypatch.setattr(TimeEstimator, "_prediction", lambda self, plan, cases: 0.01)
+    monkeypatch.setattr("trainer.time_estimate._registration", lambda plan, cases: 0.01)
+    dataset = write_phantoms(tmp_path / "data")
+    context = PlanningContext(dataset, make_split(dataset), tmp_path / "cache", "cpu")
+    document = read_document(find_recipe("default"), ["segments={}"])
+    planned = context.decide(document, None, budget)
+    assert (planned.recipe.method, planned.recipe.student["channels"][0]) == (method, size)
+    assert planned.recipe.updates == updates
+    decided = {one.key: one for one in planned.decisions}
+    assert decided["method"].value == method
+    assert ("too short for a committee" in decided["method"].reason) == (method == "supervised")
+    again = context.decide(document, planned.recipe.model_dump(mode="json"), budget)
+    assert again.recipe == planned.recipe, "a resumed run keeps its method and its members"
+
+
 def test_a_run_that_is_gone_on_with_keeps_what_was_decided(context: PlanningContext) -> None:
     document = read_document(find_recipe("default"), ["method=supervised", "segments={}"])
     first = context.decide(document, None, None)
