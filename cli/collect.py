@@ -13,7 +13,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from semiseg.collection import CollectionResult, CollectOptions, ReportEntry, collect, count_entries, parse_labels
+from semiseg.collection import (
+    CollectionResult,
+    CollectOptions,
+    PartialLabels,
+    ReportEntry,
+    collect,
+    count_entries,
+    parse_labels,
+)
 from semiseg.errors import InputError, SemisegError
 
 app = typer.Typer(add_completion=False)
@@ -63,9 +71,21 @@ def command(
     channels: Annotated[
         str | None, typer.Option(help="Several series a case: T1=PATTERN,T2=PATTERN, one series a study for each.")
     ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial", help="Scans are outlined on some slices only: ignore slices without an outline in training."
+        ),
+    ] = False,
+    marker: Annotated[
+        str | None,
+        typer.Option(help="With --partial: name of a structure that marks slices as outlined that show no organ."),
+    ] = None,
     add: Annotated[bool, typer.Option("--add", help="Add the scans to the dataset that DATA is.")] = False,
 ) -> None:
     """Turn DICOM series and their outlines, or an nnU-Net folder, into a dataset without patients' names."""
+    if marker and not partial:
+        raise InputError("--marker is for scans that are outlined on some slices only; add --partial.")
     options = CollectOptions(
         labels=parse_labels(labels) if labels else None,
         matches=matches,
@@ -73,6 +93,7 @@ def command(
         modalities=tuple(modality or ()),
         descriptions=tuple(series or ()),
         channels=_channels(channels) if channels else {},
+        partial=PartialLabels(marker or "") if partial else None,
     )
     signal.signal(signal.SIGTERM, _exit_on_signal)  # so that a terminated run removes its working folder
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -128,6 +149,7 @@ def _show(collected: CollectionResult, out: Path, console: Console) -> None:
         ("refused", "file"): "Files refused",
         ("note", "dataset"): "Worth knowing",
         ("note", "scan"): "Scans taken with a correction",
+        ("note", "label"): "Labels, and how they were read",
         ("note", "structure"): "Worth knowing of labels",
         ("note", "patient"): "Patients with several scans",
         ("left out", "scan"): "Scans left out",

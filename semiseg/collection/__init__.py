@@ -3,6 +3,15 @@
 from semiseg.collection.collect import CollectionResult, collect
 from semiseg.collection.plan import CollectOptions
 from semiseg.collection.report import ReportEntry, count_entries
-from semiseg.collection.structures import Overlap, parse_labels
+from semiseg.collection.structures import Overlap, PartialLabels, parse_labels
 
-__all__ = ["CollectOptions", "CollectionResult", "Overlap", "ReportEntry", "collect", "count_entries", "parse_labels"]
+__all__ = [
+    "CollectOptions",
+    "CollectionResult",
+    "Overlap",
+    "PartialLabels",
+    "ReportEntry",
+    "collect",
+    "count_entries",
+    "parse_labels",
+]

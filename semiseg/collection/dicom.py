@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -132,12 +133,20 @@ def _structures(
     found: SourceIndex, labels: Iterable[LabelFile], options: CollectOptions, extended: Dataset | None
 ) -> Structures:
     """Return the structures to read: those of the dataset, of ``--labels``, or all that the label files name."""
-    files = list(labels)
+    files, partial = list(labels), options.partial
     if extended is not None:
-        return extend_structures(extended.segments, options.labels, options.overlap)
-    names = {name for label in files for name in label.names}
+        kept = extend_structures(extended.segments, options.labels, options.overlap, extended.ignore)
+        return replace(kept, partial=partial)
+    marked = {
+        name for label in files for name in (*label.names, *label.unusable) if partial and partial.is_marker(name)
+    }
+    if partial and partial.marker and files and not marked:
+        raise InputError(f"No label holds the structure '{partial.marker}' that marks outlined slices.")
+    names = {name for label in files for name in label.names} - marked
     if options.labels is not None:
-        structures = Structures(options.labels, options.overlap)
+        structures = Structures(options.labels, options.overlap, partial=partial)
+        if partial and structures.value(partial.marker) is not None:
+            raise InputError(f"'{partial.marker}' marks outlined slices, so --labels cannot name it as a structure.")
         named = {structures.value(name) for label in files for name in (*label.names, *label.unusable)}
         unknown = [name for value, name in structures.names.items() if value not in named]
         if files and unknown and all(label.kind != "label map" for label in files):
@@ -157,7 +166,7 @@ def _structures(
             "Give --matches, or name the structures to be outlined later with --labels NAME=1,OTHER=2."
         )
     _require_no_patient(found, names)
-    return Structures(number_names(names), options.overlap)
+    return Structures(number_names(names), options.overlap, partial=partial)
 
 
 def _require_no_patient(found: SourceIndex, names: set[str]) -> None:

@@ -22,7 +22,14 @@ from semiseg.collection.pseudonyms import SourceRecord
 from semiseg.collection.report import ReportEntry
 from semiseg.collection.scans import LoadedScan
 from semiseg.collection.source_index import relative_posix_path
-from semiseg.dataset.dataset_json import parse_channels, parse_file_ending, parse_segments, read_json
+from semiseg.collection.structures import IGNORE_NAME
+from semiseg.dataset.dataset_json import (
+    parse_channels,
+    parse_file_ending,
+    parse_ignore_label,
+    parse_segments,
+    read_json,
+)
 from semiseg.dataset.folder import Dataset, grid_difference, parse_case_id
 from semiseg.errors import DatasetError, InputError, VolumeError
 from semiseg.volumes.file_types import describe_file, has_detached_header
@@ -51,15 +58,16 @@ def plan_nnunet(root: Path, options: CollectOptions, extended: Dataset | None = 
     if options != CollectOptions():
         raise InputError(
             f"{root} has a dataset.json, which names its channels and labels; --labels, --matches, --overlap, "
-            "--modality, --series and --channels are for DICOM folders."
+            "--modality, --series, --channels and --partial are for DICOM folders."
         )
     described = root / "dataset.json"
     if not described.is_file():
         raise InputError(f"{root} has no dataset.json, so the meaning of its channels and label values is unknown.")
     document = read_json(described)
     channels, segments = parse_channels(document, described), parse_segments(document, described)
+    ignore = parse_ignore_label(document, described)
     if extended is not None:
-        _require_same(root, channels, segments, extended)
+        _require_same(root, channels, segments, ignore, extended)
     entries: list[ReportEntry] = []
     present: set[int] = set()
     scans = []
@@ -69,11 +77,11 @@ def plan_nnunet(root: Path, options: CollectOptions, extended: Dataset | None = 
             entries.append(ReportEntry("refused", "scan", case, reason))
             continue
         origin = SourceRecord(key=f"{root.resolve()} {case}", folder=str(root), description=case)
-        scans.append(NnunetScan(origin, case, tuple(images), label, channels, segments, present, root))
+        scans.append(NnunetScan(origin, case, tuple(images), label, channels, segments, ignore, present, root))
     return CollectionPlan(
         channels=channels,
         scans=tuple(scans),
-        labels=lambda: _labels(segments),
+        labels=lambda: _labels(segments, ignore),
         painted=tuple(s.painted for s in segments if s.painted is not None),
         absent=lambda: [s.name for s in segments if not present & set(s.reference_values)],
         entries=tuple(entries),
@@ -85,6 +93,7 @@ class NnunetScan:
     """One case: a file for each channel, or one for all, and its label file if it has one.
 
     Attributes:
+        ignore: Label value of unannotated voxels; None if there is none.
         present: Label values that were found in any scan so far; :meth:`read` adds to it.
     """
 
@@ -94,6 +103,7 @@ class NnunetScan:
     label: Path | None
     channels: tuple[str, ...]
     segments: tuple[Segment, ...]
+    ignore: int | None
     present: set[int]
     root: Path
 
@@ -142,7 +152,7 @@ class NnunetScan:
             raise VolumeError(f"{self.label}: {error}") from error
         known = {value for segment in self.segments for value in segment.reference_values}
         found = {int(value) for value in np.unique(array)} - {0}
-        strange = sorted(found - known)
+        strange = sorted(found - known - {self.ignore})
         if strange:
             listed = ", ".join(map(str, strange[:8]))
             raise VolumeError(f"{self.label} holds the value(s) {listed}, which dataset.json does not name.")
@@ -150,18 +160,27 @@ class NnunetScan:
         return array.astype(np.uint8)
 
 
-def _require_same(root: Path, channels: tuple[str, ...], segments: tuple[Segment, ...], extended: Dataset) -> None:
+def _require_same(
+    root: Path, channels: tuple[str, ...], segments: tuple[Segment, ...], ignore: int | None, extended: Dataset
+) -> None:
     if channels != extended.channels:
         raise DatasetError(f"{root} has the channels {channels} and {extended.folder} {extended.channels}.")
     meanings = [[(s.name, s.reference_values) for s in one] for one in (segments, extended.segments)]
     if meanings[0] != meanings[1]:
         raise DatasetError(f"{root} and {extended.folder} do not have the same labels: {meanings[0]}, {meanings[1]}.")
+    if ignore != extended.ignore:
+        raise DatasetError(
+            f"{root} and {extended.folder} do not have the same value for the label `ignore`: {ignore}, "
+            f"{extended.ignore}."
+        )
 
 
-def _labels(segments: tuple[Segment, ...]) -> dict[str, Any]:
+def _labels(segments: tuple[Segment, ...], ignore: int | None) -> dict[str, Any]:
     if are_overlapping(segments):
-        return {"background": 0, **{s.name: list(s.reference_values) for s in segments}}
-    return {"0": "background", **{str(s.label): s.name for s in segments}}
+        regions = {s.name: list(s.reference_values) for s in segments}
+        return {"background": 0, **regions, **({} if ignore is None else {IGNORE_NAME: ignore})}
+    ignored = {} if ignore is None else {str(ignore): IGNORE_NAME}
+    return {"0": "background", **{str(s.label): s.name for s in segments}, **ignored}
 
 
 def _cases(

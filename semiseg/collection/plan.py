@@ -9,7 +9,7 @@ from typing import Any
 
 from semiseg.collection.report import ReportEntry
 from semiseg.collection.scans import SourceScan
-from semiseg.collection.structures import Overlap
+from semiseg.collection.structures import Overlap, PartialLabels
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class CollectOptions:
         modalities: DICOM modalities of the series to collect; () for all, which must then have the same one.
         descriptions: Patterns, one of which the description of a series to collect must match; () for all.
         channels: Patterns of the description by channel, in the order of the channels; {} to make each series a case.
+        partial: Rule for scans of which only some slices are outlined; None if every label covers its whole scan.
     """
 
     labels: Mapping[str, int] | None = None
@@ -31,6 +32,7 @@ class CollectOptions:
     modalities: tuple[str, ...] = ()
     descriptions: tuple[str, ...] = ()
     channels: Mapping[str, str] = field(default_factory=dict)
+    partial: PartialLabels | None = None
 
 
 @dataclass(frozen=True)

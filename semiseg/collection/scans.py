@@ -26,6 +26,11 @@ from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.image_files import read_image_file, split_channels
 from semiseg.volumes.volume import Volume
 
+_UNKNOWN_SLICES = (
+    "The direction of the slices on which a volume in a file was outlined is unknown, so --partial cannot be used for "
+    "it. Mark the other voxels in the label map and collect it as an nnU-Net folder with the label `ignore`."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedScan:
@@ -145,6 +150,10 @@ class FileScan(_LabelledScan):
         stored = read_image_file(self.path)
         image = split_channels(self.path, stored, ["image"])["image"]
         notes = tuple(ReportEntry("note", "scan", self.name, remark.text) for remark in stored.warnings)
+        if self.structures.partial is not None and self.labels:
+            source = ", ".join(self.label_file_names)
+            refused = ReportEntry("refused", "label", source, f"{_UNKNOWN_SLICES} The scan is taken as unlabelled.")
+            return LoadedScan((image,), None, (*notes, refused))
         chosen = frozenset(label.path for label in self.labels)
         label, entries = read_label(self.labels, image, "", self.structures, chosen, self.shown)
         return LoadedScan((image,), label, (*notes, *entries))
@@ -188,17 +197,28 @@ def read_label(
     entries: list[ReportEntry] = []
     try:
         sources = _sources(files, structures, shown, entries)
-        if not sources:
+        markers = _markers(files, structures)
+        if not sources and not markers:
             entries.append(ReportEntry("refused", "label", source, "It holds none of the selected structures."))
             return None, tuple(entries)
         opened = {
             label.path: _opened(label, grid, "" if label.path in chosen else frame, structures, label.path in chosen)
             for label in files
-            if label.path in {path for path, _, _ in sources}
+            if label.path in {path for path, *_ in (*sources, *markers)}
         }
         label = structures.merge_masks(
             ((value, opened[path].mask(name)) for path, name, value in sorted(sources, key=lambda s: s[2])), grid.shape
         )
+        found = np.unique(label[label != 0])
+        if structures.partial is not None:
+            outlined = np.asarray(label.any(axis=(0, 1)), dtype=bool)
+            for path, name in markers:
+                outlined |= opened[path].mask(name).any(axis=(0, 1))
+            if not outlined.any():
+                raise VolumeError("It has an outline on no slice.")
+            label = structures.ignore_slices(label, outlined)
+            reason = f"{np.count_nonzero(outlined)} of {len(outlined)} slices are outlined; the others are ignored."
+            entries.append(ReportEntry("note", "label", source, reason))
     except VolumeError as error:
         return None, (
             *entries,
@@ -212,7 +232,7 @@ def read_label(
         if isinstance(one, LabelMapReader) and one.unknown_values:
             values = ", ".join(map(str, one.unknown_values[:8])) + (", ..." if len(one.unknown_values) > 8 else "")
             entries.append(ReportEntry("left out", "structure", source, f"Value(s) {values}: not in --labels."))
-    there = {part for code in np.unique(label[label != 0]) for part in structures.codes[int(code)]}
+    there = {part for code in found for part in structures.codes[int(code)]}
     entries += [
         ReportEntry("note", "structure", source, f"'{name}' is not in the label: the scan has no voxel of it.")
         for value, name in structures.names.items()
@@ -245,6 +265,8 @@ def _sources(
         else:
             names = {name: structures.value(name) for name in (*label.names, *label.unusable)}
         for name, value in names.items():
+            if structures.partial is not None and structures.partial.is_marker(name):
+                continue
             if value is None:
                 if name in label.unusable:
                     entries.append(ReportEntry("refused", "structure", shown(label.path), label.unusable[name]))
@@ -263,6 +285,14 @@ def _sources(
     if problem:
         raise VolumeError(problem)
     return out
+
+
+def _markers(files: tuple[LabelFile, ...], structures: Structures) -> list[tuple[Path, str]]:
+    """Return (file, name in the file) of the structures that mark slices as outlined."""
+    rule = structures.partial
+    if rule is None:
+        return []
+    return [(label.path, name) for label in files for name in label.names if rule.is_marker(name)]
 
 
 def _opened(label: LabelFile, grid: Volume, frame: str, structures: Structures, chosen: bool) -> LabelReader:

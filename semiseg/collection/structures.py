@@ -13,11 +13,28 @@ from semiseg.errors import DatasetError, InputError, VolumeError
 from semiseg.volumes.segmentation import Segment
 
 Overlap = Literal["refuse", "later", "earlier", "regions"]
+IGNORE_NAME = "ignore"  # nnU-Net's name of the label value of unannotated voxels
+DEFAULT_IGNORE_VALUE = 255
 
 
 def normalise_name(name: str) -> str:
     """Return a name in a form in which spellings that differ in case and spaces are equal."""
     return " ".join(name.split()).casefold()
+
+
+@dataclass(frozen=True)
+class PartialLabels:
+    """Rule for scans that are outlined on some of their slices: the voxels of the other slices are ignored.
+
+    Attributes:
+        marker: Name of a structure that marks slices as outlined on which no other structure is; "" for none.
+    """
+
+    marker: str = ""
+
+    def is_marker(self, name: str) -> bool:
+        """Return True if a structure of a label file is the marker."""
+        return bool(self.marker) and normalise_name(name) == normalise_name(self.marker)
 
 
 @dataclass
@@ -31,12 +48,16 @@ class Structures:
             gets the higher value (later) or the lower value (earlier), or a value of its own (regions).
         codes: Values of the structures to which a voxel with a label value belongs; grows if regions overlap.
         present: Values of the structures of which some scan holds a voxel.
+        ignore: Label value of unannotated voxels; None if the dataset has none.
+        partial: Rule for slices without an outline; None if their voxels are background.
     """
 
     value_of: Mapping[str, int]
     overlap: Overlap = "refuse"
     codes: dict[int, frozenset[int]] = field(default_factory=dict)
     present: set[int] = field(default_factory=set)
+    ignore: int | None = None
+    partial: PartialLabels | None = None
 
     def __post_init__(self) -> None:
         self._by_spelling = {normalise_name(name): value for name, value in self.value_of.items()}
@@ -85,13 +106,32 @@ class Structures:
 
     def labels_entry(self) -> dict[str, Any]:
         """Return ``labels`` of dataset.json: {"1": name}, or {name: [values]} if voxels may belong to several."""
+        ignored = {} if self.ignore is None else {IGNORE_NAME: self.ignore}
         if all(len(parts) == 1 for parts in self.codes.values()):
-            return {"0": "background", **{str(value): name for value, name in self._kept().items()}}
+            names = {0: "background", **self._kept(), **{value: name for name, value in ignored.items()}}
+            return {str(value): name for value, name in names.items()}
         regions = {
             name: sorted(code for code, parts in self.codes.items() if value in parts)
             for value, name in self._kept().items()
         }
-        return {"background": 0, **regions}
+        return {"background": 0, **regions, **ignored}
+
+    def ignore_slices(self, label: NDArray[np.uint8], outlined: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """Return a label map (X, Y, Z) whose slices that are not outlined (Z,) have the value of unannotated voxels.
+
+        Raises:
+            VolumeError: The value is that of a structure.
+        """
+        if outlined.all():
+            return label
+        value = DEFAULT_IGNORE_VALUE if self.ignore is None else self.ignore
+        if value in self.codes:
+            raise VolumeError(
+                f"The value {value} stands for voxels that were not outlined, and is that of a structure; give it "
+                "another value with --labels."
+            )
+        self.ignore = value
+        return np.where(outlined, label, np.uint8(value))
 
     def absent_names(self) -> list[str]:
         """Return the names of structures of which no scan holds a voxel."""
@@ -109,6 +149,7 @@ class Structures:
             parts = self.codes.get(int(code), frozenset()) | {value}
             if parts not in code_of:
                 free = max(self.codes) + 1
+                free += free == self.ignore
                 if free > 255:
                     raise VolumeError("More than 255 combinations of overlapping structures do not fit a label map.")
                 self.codes[free] = parts
@@ -131,7 +172,7 @@ def parse_labels(text: str) -> dict[str, int]:
             raise InputError(f"--labels must be NAME=1,OTHER=2 with values from 1 to 255, not '{part.strip()}'.")
         if normalise_name(name) in map(normalise_name, table):
             raise InputError(f"--labels names '{name}' twice.")
-        if normalise_name(name) in ("background", "ignore") or len(name) > 64:
+        if normalise_name(name) in ("background", IGNORE_NAME) or len(name) > 64:
             raise InputError(f"--labels: '{name[:64]}' cannot be the name of a structure.")
         table[name] = int(number)
     return dict(sorted(table.items(), key=lambda item: item[1]))
@@ -151,8 +192,16 @@ def number_names(names: Iterable[str]) -> dict[str, int]:
     return {name: value for value, name in enumerate(first.values(), start=1)}
 
 
-def extend_structures(segments: Iterable[Segment], labels: Mapping[str, int] | None, overlap: Overlap) -> Structures:
+def extend_structures(
+    segments: Iterable[Segment], labels: Mapping[str, int] | None, overlap: Overlap, ignore: int | None = None
+) -> Structures:
     """Return the structures of a dataset that is to be extended, with those that ``labels`` adds.
+
+    Args:
+        segments: Segments of the dataset.
+        labels: Label values by name that the user gives; None for none.
+        overlap: Rule for a voxel that belongs to two structures.
+        ignore: The dataset's label value of unannotated voxels; None if it has none.
 
     Raises:
         DatasetError: ``labels`` gives a structure of the dataset another value or one that is taken, or the dataset's
@@ -169,7 +218,8 @@ def extend_structures(segments: Iterable[Segment], labels: Mapping[str, int] | N
     table = dict(sorted(value_by_name.items(), key=lambda item: item[1]))
     spelled = {normalise_name(name): value for name, value in table.items()}
     for name, value in (labels or {}).items():
-        if spelled.get(normalise_name(name), value) != value or (value in parts_of and len(parts_of[value]) > 1):
+        taken = value == ignore or (value in parts_of and len(parts_of[value]) > 1)
+        if taken or spelled.get(normalise_name(name), value) != value:
             raise DatasetError(f"--labels gives '{name}' the value {value}, which is taken or not the dataset's.")
         if normalise_name(name) not in spelled:
             table[name] = value
@@ -178,4 +228,4 @@ def extend_structures(segments: Iterable[Segment], labels: Mapping[str, int] | N
     if regions and overlap != "regions":
         raise DatasetError("The dataset holds regions that overlap; extend it with --overlap regions.")
     ordered = dict(sorted(table.items(), key=lambda item: item[1]))
-    return Structures(ordered, overlap, codes, set(value_by_name.values()))
+    return Structures(ordered, overlap, codes, set(value_by_name.values()), ignore)
