@@ -15,11 +15,11 @@ from rich.table import Table
 
 from semiseg.errors import InputError, SemisegError
 from semiseg.inference.segmenter import SlidingWindowOptions
-from semiseg.volumes.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from semiseg.bundle.variant import Precision
     from semiseg.outputs.formats import OutputFormat
+    from semiseg.predicting.segmentation_options import SegmentationOptions
 
 app = typer.Typer(add_completion=False)
 
@@ -97,6 +97,7 @@ def predict(
     from cli.models import parse_window
     from semiseg.bundle.variant import parse_precision
     from semiseg.outputs.format_selection import format_from_path
+    from semiseg.predicting.segmentation_options import SegmentationOptions
 
     if input_list is not None:
         if server or channel or series or strict or aligned or len(arguments or []) != 1:
@@ -120,7 +121,15 @@ def predict(
         told = "With --server the model is the server's" if server else "Name a model and a scan"
         raise InputError(f"{told}: {' '.join(words)} --out MASK.")
     scan = None if channels else arguments[-1]
-    asked = PredictionRequest(scan, channels, ReadOptions(series, strict, aligned), out, output_format)
+    options = SegmentationOptions(
+        model=model,
+        output_formats=(output_format.name,),
+        series=series,
+        strict=strict,
+        aligned=aligned,
+        full=full,
+    )
+    asked = PredictionRequest(scan, channels, options, out)
     if server is None:
         if model is not None:
             raise InputError("--model chooses among a server's models; without --server the model is the bundle.")
@@ -132,23 +141,29 @@ def predict(
             "--window, --overlap, --batch, --threads and --precision are the server's own: give them to "
             "`semiseg serve`."
         )
-    _predict_on_server(server, key, model, asked, full=full)
+    _predict_on_server(server, key, asked)
 
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """A scan to segment, how to read it, and where to write the result.
+    """A scan to segment.
 
     Attributes:
         scan: Files of the scan; None where each channel has files of its own.
         channels: Files of each channel, by its name.
+        options: Options, with one output format.
+        out: File of the result.
     """
 
     scan: Path | None
     channels: dict[str, Path]
-    wishes: ReadOptions
+    options: SegmentationOptions
     out: Path
-    output_format: OutputFormat
+
+    @property
+    def output_format(self) -> OutputFormat:
+        """The output format."""
+        return self.options.formats[0]
 
     @property
     def files(self) -> Path | dict[str, Path]:
@@ -182,7 +197,7 @@ def _predict_locally(
         def show(done: int, total: int) -> None:
             told(done, total, "segmenting")
 
-        prediction = opened.predict_files(asked.files, asked.output_format, asked.wishes, show)
+        prediction = opened.predict_files(asked.files, asked.output_format, asked.options.read_options, show)
         prediction.write(asked.out, asked.output_format)
     counts = prediction.timing.counts
     windows = counts.description if counts is not None and opened.manifest.coarse_pass is not None else None
@@ -242,7 +257,7 @@ def _predict_list(
         raise typer.Exit(1)
 
 
-def _predict_on_server(url: str, key: str | None, model: str | None, asked: PredictionRequest, *, full: bool) -> None:
+def _predict_on_server(url: str, key: str | None, asked: PredictionRequest) -> None:
     import gzip
 
     from semiseg.client import Client, JobStatus
@@ -251,12 +266,13 @@ def _predict_on_server(url: str, key: str | None, model: str | None, asked: Pred
     def write(body: bytes) -> None:
         replace_file(asked.out, gzip.decompress(body) if asked.out.name.lower().endswith(".nii") else body)
 
-    name = asked.output_format.name
+    name, chosen = asked.output_format.name, asked.options
+    options: dict[str, Any] = {"options": chosen.read_options, "model": chosen.model, "full": chosen.full}
     with Client(url, key=key) as client:
         if client.keeps_jobs():
             with _progress_bar() as told:
                 told(0, 0, "sending")
-                job = client.submit(asked.files, name, options=asked.wishes, model=model, full=full)
+                job = client.submit(asked.files, name, **options)
 
                 def show(now: JobStatus) -> None:
                     words = f"waiting, {now.ahead} before it" if now.state == "waiting" else now.state
@@ -274,7 +290,7 @@ def _predict_on_server(url: str, key: str | None, model: str | None, asked: Pred
                 with contextlib.suppress(SemisegError):  # the server must not keep anything
                     client.forget(job.id)
         else:
-            answer = client.ask(asked.files, name, options=asked.wishes, model=model, full=full)
+            answer = client.ask(asked.files, name, **options)
             write(answer.body)
     _print_result(asked.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from semiseg.errors import EngineError
 from server.http.limits import ApiError, disk_full_error
-from server.http.schemas import ErrorAnswer
+from server.http.schemas import ErrorResponse
 from server.jobs.database import QueueDiskFullError, QueueError
 from server.jobs.queue import QueueFull
 
@@ -22,7 +22,7 @@ _LOG = logging.getLogger("semiseg.server")
 
 def error_response(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
     """Make the JSON response that all errors have."""
-    return JSONResponse(ErrorAnswer(error=sentence).model_dump(), status, headers=headers)
+    return JSONResponse(ErrorResponse(error=sentence).model_dump(), status, headers=headers)
 
 
 def api_error_response(refusal: ApiError) -> Response:

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from semiseg.outputs.formats import FORMER_NAMES
+from semiseg.predicting.segmentation_options import SegmentationOptions
 from server.http.limits import ApiError
-from server.http.output_formats import requested_formats
-from server.http.uploads import FILES_FIELD, present_fields
+from server.http.uploads import FILES_FIELD
 
 MAX_KEY_LENGTH = 200  # characters of a key
-_DEFAULTS = {"strict": "false", "aligned": "false", "full": "false"}
 # Jobs that an earlier version accepted have digests with the former names of formats.
 _DIGESTED_NAMES = {present: former for former, present in FORMER_NAMES.items()}
 
@@ -29,9 +28,7 @@ def validate_idempotency_key(key: str | None) -> str | None:
     return key
 
 
-def request_digest(
-    files: Sequence[Path], channels: Mapping[str, Sequence[Path]], fields: Mapping[str, str], accept: str
-) -> str:
+def request_digest(files: Sequence[Path], channels: Mapping[str, Sequence[Path]], options: SegmentationOptions) -> str:
     """Compute the SHA-256 of the contents of the files and of the options.
 
     Equivalent requests have the same digest: the names of the files, their order within the form, and options that are
@@ -40,19 +37,17 @@ def request_digest(
     Args:
         files: All files of the upload.
         channels: The same files by channel, if they were sent in fields of channels.
-        fields: Text fields of the form.
-        accept: Value of the Accept header.
+        options: Options of the request, with the model as it was named, or not.
 
     Raises:
         OSError: A file cannot be read.
-        ApiError: 400, a requested output format does not exist.
     """
-    options = {name: value for name, value in present_fields(fields).items() if value and value != _DEFAULTS.get(name)}
-    formats = requested_formats(options.pop("output_format", ""), accept)
-    options["answer"] = ",".join(_DIGESTED_NAMES.get(one.name, one.name) for one in formats)
+    told = options.to_fields()
+    told.pop("output_format", None)
+    told["answer"] = ",".join(_DIGESTED_NAMES.get(name, name) for name in options.output_formats)
     parts = channels or {FILES_FIELD: files}
     contents = {name: sorted(_digest_of(file) for file in members) for name, members in parts.items()}
-    return hashlib.sha256(json.dumps([options, contents], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([told, contents], sort_keys=True).encode()).hexdigest()
 
 
 def key_reused_error() -> ApiError:

@@ -27,12 +27,12 @@ from semiseg.system.memory import release_free_memory
 from server.forwarded_headers import path_prefix
 from server.http.errors import api_error_response, to_api_error
 from server.http.idempotency import request_digest, validate_idempotency_key
-from server.http.job_store import JOB_QUEUE, VIEWER_BUNDLE, JobStore, stored_format
+from server.http.job_payload import JobPayload
+from server.http.job_store import JOB_QUEUE, VIEWER_BUNDLE, JobStore
 from server.http.limits import RETRY_SECONDS, ApiError
-from server.http.output_formats import parse_formats
 from server.http.result_headers import MILLILITRES_HEADER, REMARKS_HEADER, limit_header_sizes
 from server.http.results import EncodedResult, convert_result, segment_scan
-from server.http.schemas import JobAnswer
+from server.http.schemas import JobResponse
 from server.http.segmentation_request import SegmentationRequest
 from server.http.upload_handler import ReceivedUpload, UploadHandler, client_identity, key_owner
 from server.jobs.deletion import remove
@@ -102,7 +102,8 @@ class JobEndpoints:
 
         try:
             upload, folder = self._store.copy_upload(task.job)
-            scan_request = SegmentationRequest.from_upload(upload, task.job.payload["accept"], self._handler.models)
+            accept = JobPayload.from_job(task.job).accept
+            scan_request = SegmentationRequest.from_upload(upload, accept, self._handler.models)
             answer = segment_scan(scan_request, folder, timing, stopped, _ProgressReporter(task).update)
             if stopped():
                 raise Cancelled("The job was stopped.")
@@ -148,16 +149,19 @@ class JobEndpoints:
             limits = self._handler.limits
             accept = request.headers.get("accept", "")[:1000]
             scan_request = SegmentationRequest.from_upload(received.upload, accept, self._handler.models)
-            details = {"accept": accept, "model": scan_request.model.identity.name}
-            if address:
-                details["address"] = address
+            sent, digest = received.upload, None
             if key is not None:
-                sent = received.upload
-                details["digest"] = request_digest(sent.files, sent.channels, sent.fields, accept)
+                digest = request_digest(sent.files, sent.channels, scan_request.options)
+            payload = JobPayload.from_upload(
+                sent,
+                accept=accept,
+                model=scan_request.model.identity.name,
+                address=address or None,
+                digest=digest,
+            )
             return self._store.accept(
-                received.upload,
+                payload,
                 received.folder,
-                details,
                 owner=owner,
                 key=key,
                 max_waiting=limits.queued,
@@ -205,7 +209,7 @@ class JobEndpoints:
                 409, f"The job is {job.state}; try again later.", headers={"Retry-After": str(RETRY_SECONDS)}
             )
         asked = request.query_params.get("output_format", request.query_params.get("answer"))  # its former name
-        kept = stored_format(job)
+        kept = JobPayload.from_job(job).output_format
         if asked is not None and present_name(asked) != kept:
             if kept != VIEWER_BUNDLE:
                 raise ApiError(
@@ -225,9 +229,8 @@ class JobEndpoints:
         with self._limiter.slot(client):
             upload, folder = self._store.copy_upload(job)
             try:
-                scan_request = replace(
-                    SegmentationRequest.from_upload(upload, "", self._handler.models), formats=parse_formats(asked)
-                )
+                upload = replace(upload, fields={**upload.fields, "output_format": asked})
+                scan_request = SegmentationRequest.from_upload(upload, "", self._handler.models)
                 return convert_result(scan_request, self._store.results / job.id, folder)
             finally:
                 remove(folder)
@@ -286,15 +289,15 @@ class JobEndpoints:
         answer = await anyio.to_thread.run_sync(self._job_document, job)
         return JSONResponse(answer.model_dump(), status, headers=headers)
 
-    def _job_document(self, job: QueuedJob) -> JobAnswer:
+    def _job_document(self, job: QueuedJob) -> JobResponse:
         progress = job.progress
         if job.state == "running" and self._worker is not None:
             progress = self._worker.progress(job.id) or progress
         windows = job.result.get("windows")
-        return JobAnswer(
+        return JobResponse(
             id=job.id,
             state=job.state,
-            model=job.payload["model"],
+            model=JobPayload.from_job(job).model,
             created=job.created,
             ahead=self._store.queue.count_ahead(job) if job.state == "waiting" else 0,
             attempts=job.attempts,

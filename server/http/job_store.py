@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semiseg.outputs.formats import present_name
 from semiseg.outputs.formats.reports import ViewerBundleFormat
 from semiseg.system.durable_files import link_or_copy, move_durably, replace_file
 from server.http.idempotency import key_reused_error, request_digest
+from server.http.job_payload import JobPayload
 from server.http.result_headers import remark_pairs, segment_millilitres
 from server.http.results import EncodedResult
-from server.http.uploads import Upload, present_fields
+from server.http.uploads import Upload
 from server.jobs.deletion import empty_folder, remove
 from server.jobs.queue import ENDED_STATES, JobState, Queue, QueuedJob
 
@@ -72,67 +72,53 @@ class JobStore:
         """Folder for unfinished files."""
         return self.folder / "work"
 
-    def accept(self, upload: Upload, folder: Path, details: dict[str, Any], **put: Any) -> QueuedJob:
+    def accept(self, payload: JobPayload, folder: Path, **put: Any) -> QueuedJob:
         """Make a job of an upload; when this returns, the job survives a power cut.
 
         Args:
-            upload: Files and fields of the upload.
+            payload: The request.
             folder: Folder of the files, on the same volume as the state folder; it is moved.
-            details: Further data for the work.
             put: Further arguments of :meth:`Queue.put`.
 
         Raises:
             QueueFull, QueueError: See :meth:`Queue.put`.
-            ApiError: 422, the key belongs to a job with another ``digest`` in its ``details``.
+            ApiError: 422, the key belongs to a job with another digest.
         """
-        payload = {
-            "files": [file.name for file in upload.files],
-            "channels": {name: [file.name for file in files] for name, files in upload.channels.items()},
-            "fields": upload.fields,
-            "received": upload.received,
-            "dicom": upload.dicom,
-            **details,
-        }
         name = secrets.token_hex(16)
         move_durably(folder, self.uploads / name)
         try:
-            job = self.queue.put(JOB_QUEUE, payload, id=name, **put)
+            job = self.queue.put(JOB_QUEUE, payload.to_json(), id=name, **put)
         except BaseException:
             remove(self.uploads / name)
             raise
         if job.id != name:
             remove(self.uploads / name)
-            if self._digest_of(job) != details.get("digest"):
+            if self._digest_of(job) != payload.digest:
                 raise key_reused_error()
         return job
 
     def _digest_of(self, job: QueuedJob) -> str | None:
         """The digest of a job's request; None if a version before 0.2 accepted it and its upload was deleted."""
-        payload, folder = job.payload, self.uploads / job.id
-        if "digest" in payload:
-            return str(payload["digest"])
-        files = [folder / name for name in payload["files"]]
-        channels = {name: [folder / file for file in inside] for name, inside in payload["channels"].items()}
+        payload = JobPayload.from_job(job)
+        if payload.digest is not None:
+            return payload.digest
+        upload = payload.upload(self.uploads / job.id)
         try:
-            return request_digest(files, channels, payload["fields"], payload["accept"])
+            return request_digest(upload.files, upload.channels, payload.options)
         except OSError:
             return None
 
     def copy_upload(self, job: QueuedJob) -> tuple[Upload, Path]:
         """Link or copy the files of a job into a new folder, which the caller may write into and has to delete."""
         folder = Path(tempfile.mkdtemp(prefix=f"{job.id}-", dir=self.work))
-        payload = job.payload
+        upload = JobPayload.from_job(job).upload(folder)
         try:
-            for name in payload["files"]:
-                link_or_copy(self.uploads / job.id / name, folder / name)
+            for file in upload.files:
+                link_or_copy(self.uploads / job.id / file.name, file)
         except OSError:
             remove(folder)
             raise
-        channels = {name: tuple(folder / file for file in files) for name, files in payload["channels"].items()}
-        files = tuple(folder / name for name in payload["files"])
-        # The model that was selected when the job was accepted, even if the server has other models now.
-        fields = {**present_fields(payload["fields"]), "model": payload["model"]}
-        return Upload(files, channels, fields, payload["received"], payload.get("dicom", False)), folder
+        return upload, folder
 
     def save_result(self, job: QueuedJob, answer: EncodedResult) -> dict[str, Any]:
         """Write a result and return the values that the queue stores with the job."""
@@ -173,10 +159,4 @@ def _keep_only(names: set[str], folder: Path) -> None:
 
 
 def _needs_upload(job: QueuedJob) -> bool:
-    return not job.ended or (job.state == "done" and stored_format(job) == VIEWER_BUNDLE)
-
-
-def stored_format(job: QueuedJob) -> str | None:
-    """Return the name of the output format that a job was sent with; None for the default of its scan."""
-    name = present_fields(job.payload["fields"]).get("output_format")
-    return None if name is None else present_name(name)
+    return not job.ended or (job.state == "done" and JobPayload.from_job(job).output_format == VIEWER_BUNDLE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -11,7 +11,7 @@ from semiseg.outputs.report import NOTICE, Report
 from server.http.limits import MEGABYTE, Limits
 from server.http.model import ServedModel
 from server.http.models import ServedModels
-from server.http.schemas import ErrorAnswer, JobAnswer, ModelEntry
+from server.http.schemas import ErrorResponse, JobResponse, ModelEntry
 from server.http.uploads import CHANNEL_PREFIX, FILES_FIELD
 
 _REF = "#/components/schemas/{model}"
@@ -34,7 +34,9 @@ ERRORS = {
     504: "The request took longer than the server allows.",
     507: "The server's disk is nearly full.",
 }
-JOB_ERRORS = (401, 403, 404, 500)  # errors of requests for an accepted job
+UNAVAILABLE = (
+    "The server cannot read its jobs or its API keys at present; the header `Retry-After` tells when to try again."
+)
 
 RESPONSE_HEADERS = {
     "Server-Timing": "Duration of each stage in milliseconds: upload, reading, preprocessing, windows, network, "
@@ -60,7 +62,7 @@ def openapi_document(models: ServedModels, limits: Limits, *, jobs: bool) -> dic
         jobs: True if the server has the endpoints below /jobs.
     """
     schemas: dict[str, Any] = {}
-    for model in (Report, ErrorAnswer, ModelEntry, *((JobAnswer,) if jobs else ())):
+    for model in (Report, ErrorResponse, ModelEntry, *((JobResponse,) if jobs else ())):
         schema = model.model_json_schema(ref_template=_REF, mode="serialization")
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
@@ -83,7 +85,7 @@ def openapi_document(models: ServedModels, limits: Limits, *, jobs: bool) -> dic
                     "List the models",
                     "The models of this server, each with its model card.",
                     {"type": "array", "items": {"$ref": _REF.format(model=ModelEntry.__name__)}},
-                    (401,),
+                    _errors(401),
                 )
             },
             "/livez": {"get": _probe("Check that the process is alive", {"200": "The process is alive."})},
@@ -130,7 +132,7 @@ def _segment(form: dict[str, Any]) -> dict[str, Any]:
 
 
 def _jobs(form: dict[str, Any]) -> dict[str, Any]:
-    job = {"$ref": _REF.format(model=JobAnswer.__name__)}
+    job = {"$ref": _REF.format(model=JobResponse.__name__)}
     one = [
         {
             "name": "id",
@@ -191,7 +193,7 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
         },
         "/jobs/{id}": {
             "parameters": one,
-            "get": _get("getJob", "Read the state of a job", "The state and progress of the job.", job, JOB_ERRORS),
+            "get": _get("getJob", "Read the state of a job", "The state and progress of the job.", job, _job_errors()),
             "delete": {
                 "operationId": "deleteJob",
                 "summary": "Cancel a job, or delete a job that has ended, with its result",
@@ -203,7 +205,7 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
                         "content": {"application/json": {"schema": job}},
                     },
                     "202": stopping,
-                    **_errors(*JOB_ERRORS),
+                    **_job_errors(507),
                 },
             },
         },
@@ -215,7 +217,7 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
                 "parameters": [form_again],
                 "responses": {
                     "200": _segmentation(),
-                    **_errors(*JOB_ERRORS, 400, 415, 422, 429, 503, 504, 507),
+                    **_errors(401, 403, 404, 500, 400, 415, 422, 429, 503, 504, 507),
                     "409": _error("The job has not ended."),
                     "410": _error("The job was cancelled."),
                 },
@@ -226,19 +228,29 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
             "get": {
                 "operationId": "watchJob",
                 "summary": "Watch a job: a server-sent event for each change, until it ends",
-                "responses": {"200": events, **_errors(*JOB_ERRORS)},
+                "responses": {
+                    "200": events,
+                    **_job_errors(),
+                    "429": _error("This client watches too many jobs already; read the state of the job instead."),
+                },
             },
         },
     }
 
 
-def _get(name: str, summary: str, description: str, schema: dict[str, Any], errors: Iterable[int]) -> dict[str, Any]:
+def _get(
+    name: str,
+    summary: str,
+    description: str,
+    schema: dict[str, Any],
+    errors: Mapping[str, Any],
+) -> dict[str, Any]:
     return {
         "operationId": name,
         "summary": summary,
         "responses": {
             "200": {"description": description, "content": {"application/json": {"schema": schema}}},
-            **_errors(*errors),
+            **errors,
         },
     }
 
@@ -339,13 +351,18 @@ def _channel_field(name: str) -> dict[str, Any]:
     }
 
 
+def _job_errors(*more: int) -> dict[str, Any]:
+    """The errors of requests for an accepted job, and further ones."""
+    return {**_errors(401, 403, 404, 500, *more), "503": _error(UNAVAILABLE)}
+
+
 def _errors(*statuses: int) -> dict[str, Any]:
     words = {**ERRORS, 404: "There is no such job; a job is deleted some time after its end."}
     return {str(status): _error(words[status]) for status in sorted(statuses)}
 
 
 def _error(description: str) -> dict[str, Any]:
-    schema = {"$ref": _REF.format(model=ErrorAnswer.__name__)}
+    schema = {"$ref": _REF.format(model=ErrorResponse.__name__)}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 

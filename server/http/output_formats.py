@@ -1,4 +1,4 @@
-"""Output formats in requests and responses: parsing of the requested ones, and packing of several into one body."""
+"""Output formats in Accept headers and responses: their selection, and packing of several into one body."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.outputs.format_selection import resolve_format
-from semiseg.outputs.formats import OUTPUT_FORMATS, RESULTS_MEDIA_TYPE, OutputFormat, find_format
+from semiseg.outputs.formats import OUTPUT_FORMATS, RESULTS_MEDIA_TYPE, OutputFormat
 from semiseg.volumes.scan import Scan
 from server.http.limits import ApiError
 from server.http.model import ServedModel
@@ -17,17 +17,12 @@ from server.http.model import ServedModel
 ZIP_MEDIA_TYPE = "application/zip"  # media type of a result in several formats, with a folder named after each format
 
 
-def requested_formats(field: str, accept: str) -> tuple[OutputFormat, ...]:
-    """The output formats of a request: from its field `output_format`, or else from its Accept header; may be empty.
-
-    Raises:
-        ApiError: 400, the field names an unknown format.
-    """
-    if field:
-        return parse_formats(field)
-    types = _accepted(accept)
+def formats_from_accept(accept: str) -> tuple[str, ...]:
+    """The name of the output format that an Accept header selects; empty if it selects none."""
     # Wildcards and other media types select no format.
-    return tuple(form for wanted in types for form in OUTPUT_FORMATS.values() if form.media_type == wanted)[:1]
+    return tuple(
+        form.name for wanted in _accepted(accept) for form in OUTPUT_FORMATS.values() if form.media_type == wanted
+    )[:1]
 
 
 def wants_report(accept: str) -> bool:
@@ -37,22 +32,6 @@ def wants_report(accept: str) -> bool:
 
 def _accepted(accept: str) -> list[str]:
     return [part.split(";")[0].strip().lower() for part in accept.split(",")]
-
-
-def parse_formats(field: str) -> tuple[OutputFormat, ...]:
-    """Parse the field `output_format`: names of output formats, separated by commas.
-
-    Raises:
-        ApiError: 400, a name is unknown or empty.
-    """
-    found = dict.fromkeys(find_format(name.strip()) for name in field.split(","))
-    *others, last = OUTPUT_FORMATS
-    if None in found:
-        raise ApiError(
-            400,
-            f"The field `output_format` must be {', '.join(others)} or {last}, or several of them separated by commas.",
-        )
-    return tuple(output_format for output_format in found if output_format is not None)
 
 
 def formats_for_scan(asked: Sequence[OutputFormat], scan: Scan, model: ServedModel) -> tuple[OutputFormat, ...]:

@@ -65,12 +65,12 @@ def segment_scan(
     with _in_the_callers_words(scan_request, folder):
         clock = time.perf_counter()
         scan = scan_request.open_scan(folder)
-        kinds = formats_for_scan(scan_request.formats, scan, model)
+        kinds = formats_for_scan(scan_request.options.formats, scan, model)
         timing.add("reading", clock)
         prediction = model.predictor.predict_scan(
             scan,
             probabilities=any(kind.needs_probabilities for kind in kinds),
-            full=scan_request.full,
+            full=scan_request.options.full,
             progress=progress,
             cancelled=cancelled,
             timing=timing,
@@ -90,7 +90,7 @@ def convert_result(scan_request: SegmentationRequest, case: Path, folder: Path) 
         ApiError: 400, a format cannot be made from this scan or needs probabilities, which a viewer bundle does not
             contain, or the model was replaced since; 422, the scan lacks data that the format needs.
     """
-    if probable := [kind for kind in scan_request.formats if kind.needs_probabilities]:
+    if probable := [kind for kind in scan_request.options.formats if kind.needs_probabilities]:
         words = f"A job does not keep the probabilities that {probable[0].name} needs; send the scan again for it."
         raise ApiError(400, words)
     model, manifest, timing = scan_request.model, scan_request.model.segmenter.manifest, Timing()
@@ -100,7 +100,7 @@ def convert_result(scan_request: SegmentationRequest, case: Path, folder: Path) 
         if report.model.sha256 != model.identity.sha256:
             raise ApiError(400, f"The model {model.identity.name} was replaced since; send the scan again.")
         scan = scan_request.open_scan(folder)
-        kinds = formats_for_scan(scan_request.formats, scan, model)
+        kinds = formats_for_scan(scan_request.options.formats, scan, model)
         exclusive = manifest.activation == "softmax"
         segmentation = read_segmentation(case, manifest.segments, exclusive=exclusive, scratch=folder)
         timing.add("reading", clock)

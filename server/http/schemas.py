@@ -15,7 +15,7 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ErrorAnswer(_Document):
+class ErrorResponse(_Document):
     """Error of a request.
 
     Attributes:
@@ -25,7 +25,7 @@ class ErrorAnswer(_Document):
     error: Annotated[str, Field(min_length=1)]
 
 
-class JobAnswer(_Document):
+class JobResponse(_Document):
     """State, progress and result values of a job.
 
     Attributes:

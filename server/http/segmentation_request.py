@@ -1,23 +1,24 @@
-"""The request of an upload: the model, the output formats and the options for reading the scan."""
+"""The request of an upload: the model, the options, and the files, of which at least one can be a scan."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from semiseg.outputs.formats import OutputFormat
+from semiseg.errors import InputError
+from semiseg.predicting.segmentation_options import SegmentationOptions
 from semiseg.volumes.archives import is_zip
 from semiseg.volumes.dicom_file import is_dicom
 from semiseg.volumes.file_types import describe_file, supported_inputs_text
 from semiseg.volumes.formats.nifti import is_pair_header
 from semiseg.volumes.formats.registry import is_image_file
 from semiseg.volumes.formats.stream import read_start
-from semiseg.volumes.read_options import ReadOptions
 from semiseg.volumes.scan import Scan
 from server.http.limits import ApiError
 from server.http.model import ServedModel
 from server.http.models import ServedModels
-from server.http.output_formats import requested_formats
+from server.http.output_formats import formats_from_accept
 from server.http.uploads import Upload
 
 
@@ -28,17 +29,13 @@ class SegmentationRequest:
     Attributes:
         upload: Files and text fields of the form.
         model: Selected model.
-        formats: Requested output formats; empty for the default of the scan.
-        read_options: Options for reading the scan.
-        full: True if all windows are to be run, also if the model has a coarse pass.
+        options: Output formats, and options for reading and segmenting the scan.
         with_report: True if the result is a zip that also has the report.
     """
 
     upload: Upload
     model: ServedModel
-    formats: tuple[OutputFormat, ...]
-    read_options: ReadOptions
-    full: bool = False
+    options: SegmentationOptions
     with_report: bool = False
 
     @classmethod
@@ -51,11 +48,7 @@ class SegmentationRequest:
             ApiError: 400, a field is invalid; 415, no file can be a scan.
         """
         model = models.select(upload.fields.get("model"))
-        formats = requested_formats(upload.fields.get("output_format", ""), accept)
-        flags = {name: _flag(upload, name) for name in ("strict", "aligned", "full")}
-        series = upload.fields.get("series") or None
-        read_options = ReadOptions(series, strict=flags["strict"], aligned=flags["aligned"])
-        scan_request = cls(upload, model, formats, read_options, flags["full"], with_report)
+        scan_request = cls(upload, model, parse_options(upload.fields, accept), with_report)
         if upload.dicom:  # detected during the upload, so that the files are opened only once, for reading
             return scan_request
         count = len(upload.files)
@@ -77,11 +70,19 @@ class SegmentationRequest:
             VolumeError: See :func:`semiseg.volumes.scan.open_scan`.
         """
         files = self.upload.channels or self.upload.files
-        return self.model.predictor.open(files, self.read_options, scratch=folder)
+        return self.model.predictor.open(files, self.options.read_options, scratch=folder)
 
 
-def _flag(upload: Upload, name: str) -> bool:
-    word = upload.fields.get(name, "false")
-    if word not in ("true", "false"):
-        raise ApiError(400, f"The field `{name}` must be true or false.")
-    return word == "true"
+def parse_options(fields: Mapping[str, str], accept: str) -> SegmentationOptions:
+    """Parse the text fields of a form; without a field `output_format`, the Accept header names the output format.
+
+    Raises:
+        ApiError: 400, a field has an invalid value.
+    """
+    try:
+        options = SegmentationOptions.from_fields(fields)
+    except InputError as error:
+        raise ApiError(400, str(error)) from error
+    if options.output_formats:
+        return options
+    return options.model_copy(update={"output_formats": formats_from_accept(accept)})
