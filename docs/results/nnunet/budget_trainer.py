@@ -1,4 +1,7 @@
-"""nnU-Net's own trainer, with as many updates as fit into a time (SECONDS); nnU-Net finds it by nnUNet_extTrainer."""
+"""nnU-Net's own trainer, with as many updates as fit into a processor time; nnU-Net finds it by nnUNet_extTrainer.
+
+SECONDS_OF_TRAINING is the time of the training process, on one thread; augmentation in another process is not counted.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,17 @@ class nnUNetTrainerBudget(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 - 
 
     def run_training(self) -> None:
         """Time some updates, decide the number of epochs and the schedule, and train as ever."""
-        began = time.perf_counter()
+        torch.set_num_threads(1)
+        began = time.process_time()
         self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 50, 10
         self.on_train_start()
         self.network.train()
         for done in range(TIMED + 2):
             if done == 2:
-                started = time.perf_counter()
+                started = time.process_time()
             self.train_step(next(self.dataloader_train))
-        update = (time.perf_counter() - started) / TIMED
-        left = float(os.environ["SECONDS_OF_TRAINING"]) - (time.perf_counter() - began)
+        update = (time.process_time() - started) / TIMED
+        left = float(os.environ["SECONDS_OF_TRAINING"]) - (time.process_time() - began)
         # A step of the validation is a forward pass, about a third of an update.
         self.num_epochs = max(1, int(left / (update * (self.num_iterations_per_epoch + 10 / 3))))
         self.lr_scheduler = PolyLRScheduler(self.optimizer, self.initial_lr, self.num_epochs)
@@ -44,4 +48,4 @@ class nnUNetTrainerBudget(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 - 
                 self.on_validation_epoch_end(found)
             self.on_epoch_end()
         self.on_train_end()
-        self.print_to_log_file(f"{time.perf_counter() - began:.0f} s in all")
+        self.print_to_log_file(f"{time.process_time() - began:.0f} s in all")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # nnU-Net v2 with the same labelled scans and a time of training: what it plans itself, its own augmentation, mirrored prediction.
 #   docs/results/nnunet/run.sh DATA SPLIT LABELLED SECONDS WORK [development|test]
-# NNUNET is the bin folder of an environment that has nnunetv2 2.8.1. Timing means something only where nothing else runs.
+# NNUNET is the bin folder of an environment that has nnunetv2 2.8.1. SECONDS are processor seconds on one thread.
 set -euo pipefail
 data=$1 split=$2 labelled=$3 seconds=$4 work=$5 list=${6:-development}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
