@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from server.labelling.startup import LabelOptions
 
 app = typer.Typer(
-    help="Keep the labels that annotators draw in 3D Slicer or by a program, offer them drafts, and train.",
+    help="Keep the labels that annotators draw in the browser, in 3D Slicer or by a program, offer drafts, and train.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -38,7 +38,12 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def label(
     context: typer.Context,
-    data: Annotated[Path, typer.Option(help="Dataset folder in Medical Segmentation Decathlon form.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset folder in Medical Segmentation Decathlon form; label-demo for --demo.")
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Begin with a small dataset of generated scans, which is made if necessary.")
+    ] = False,
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle that drafts labels until a better one is accepted; none by default.")
     ] = None,
@@ -88,6 +93,13 @@ def label(
     access = AccessOptions(
         hosts=tuple(allowed_host or ()), origins=tuple(origin or ()), proxies=tuple(proxy or ()), prefix=path_prefix
     )
+    if demo:
+        from cli.label_demo import prepare_demo
+
+        data = data or Path("label-demo")
+        config = prepare_demo(data, config)
+    if data is None:
+        raise InputError("Name the dataset folder with --data, or try `semiseg label --demo`.")
     context.obj = options = LabelOptions(
         data=data,
         state=state,

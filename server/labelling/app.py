@@ -20,7 +20,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from semiseg.errors import InputError
 from server.http.access_options import AccessOptions
@@ -35,10 +36,7 @@ from server.labelling.sessions import session_document
 from server.labelling.tasks import TrainingService
 from server.labelling.training_endpoints import TrainingEndpoints
 
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>semiseg label</title>
-<h1>semiseg label</h1>
-<p>RESEARCH USE ONLY. This server stores the labels of a dataset. Enter its address in the MONAI Label extension of 3D
-Slicer, or in another program that uses MONAI Label's REST interface.</p></html>"""
+_PAGE = Path(__file__).with_name("page")
 _LINES = 300
 
 
@@ -76,6 +74,8 @@ def make_labelling_app(
         *datastore.routes(),
         Route("/infer/{model}", context.upload(inference.respond), methods=["POST"]),
         *TrainingEndpoints(context, training).routes(),
+        # Its own files, and those that it shares with the page of `semiseg serve`: the viewer among them.
+        Mount("/page", StaticFiles(directory=_PAGE, packages=[("server.http", "page")])),
     ]
     keys, guard, proxies = context.keys, access.browser_guard(keys=context.keys.required), access.trusted_proxies()
     middleware = [Middleware(LabellingMiddleware, keys=keys, guard=guard, proxies=proxies)]
@@ -99,6 +99,7 @@ class _GeneralEndpoints:
         self, context: LabellingContext, datastore: DatastoreEndpoints, training: TrainingService | None
     ) -> None:
         self._context, self._datastore, self._training = context, datastore, training
+        self._page_text = (_PAGE / "label.html").read_text(encoding="utf-8")
 
     def routes(self) -> list[Route]:
         simple, upload = self._context.endpoint, self._context.upload
@@ -107,6 +108,7 @@ class _GeneralEndpoints:
             Route("/livez", simple(self._alive), methods=["GET"]),
             Route("/readyz", simple(self._alive), methods=["GET"]),
             Route("/info/", simple(self._info), methods=["GET"]),
+            Route("/labels/", simple(self._labels), methods=["GET"]),
             Route("/activelearning/{strategy}", upload(self._next_image), methods=["POST"]),
             Route("/session/", upload(self._make_session), methods=["PUT"]),
             Route("/session/{name}", simple(self._session), methods=["GET"]),
@@ -118,7 +120,10 @@ class _GeneralEndpoints:
         ]
 
     async def _page(self, _: Request) -> Response:
-        return HTMLResponse(_PAGE)
+        return HTMLResponse(self._page_text)
+
+    async def _labels(self, _: Request) -> Response:
+        return JSONResponse(self._context.datastore.names.describe())
 
     async def _alive(self, _: Request) -> Response:
         return JSONResponse({})

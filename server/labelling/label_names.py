@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from semiseg.errors import InputError
 from semiseg.volumes.segmentation import Segment, are_overlapping, painted_values
 
 IGNORE = "ignore"
+IGNORE_COLOUR = (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class LabelNames:
         allowed: All values that a label map of the dataset may contain, with 0 for the background.
         paint_order: Names in the order in which they are painted into a label map.
         regions: True if the segments are regions that may overlap; each is painted over those before it.
+        colours: Display colour of each name, as RGB values from 0 to 255.
     """
 
     values: Mapping[str, int]
     allowed: frozenset[int]
     paint_order: tuple[str, ...]
     regions: bool = False
+    colours: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, segments: Sequence[Segment] = ()) -> LabelNames:
@@ -55,7 +58,14 @@ class LabelNames:
             table[IGNORE] = dataset.ignore
         inside = {value for segment in named for value in segment.reference_values}
         ordered = dict(sorted(table.items(), key=lambda item: item[1]))
-        return cls(ordered, frozenset({0, *table.values(), *inside}), tuple(table), regions)
+        colours = {segment.name: segment.colour for segment in named} | {IGNORE: IGNORE_COLOUR}
+        return cls(ordered, frozenset({0, *table.values(), *inside}), tuple(table), regions, colours)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return name, value and colour of each segment for the page."""
+        return [
+            {"name": name, "value": value, "colour": list(self.colours[name])} for name, value in self.values.items()
+        ]
 
     def count(self, array: NDArray[np.uint8]) -> dict[str, int]:
         """The number of voxels of each name that occurs in a label map, in ascending order of the values."""

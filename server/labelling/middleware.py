@@ -28,13 +28,14 @@ _NAMED = (
     (re.compile(r"/(datastore|auth)/(.*/)*[^/]+"), None),
 )
 KNOWN_PATHS = (
-    "/", "/info/", "/auth/", "/auth/token", "/auth/token/valid", "/datastore/", "/datastore/image",
+    "/", "/info/", "/labels/", "/auth/", "/auth/token", "/auth/token/valid", "/datastore/", "/datastore/image",
     "/datastore/image/info", "/datastore/label", "/datastore/label/info", "/datastore/updatelabelinfo", "/train/",
     "/session/", "/logs/", "/livez", "/readyz",
 )  # fmt: skip
 PROBES = ("/livez", "/readyz")
 PUBLIC_PATHS = ("/", "/auth/", "/auth/token", *PROBES)
 """Paths that need no key, so that a client can find out that it needs one."""
+_PAGE_FILE = re.compile(r"/page/[A-Za-z0-9_.-]+")  # files of the page, which hold no data of a user
 MAX_LINES = 1000
 
 
@@ -56,11 +57,14 @@ class LabellingMiddleware:
         self._proxies.apply(scope)
         scope["semiseg.direct"] = scope.get("client") == peer
         path = scope["path"]
+        page = bool(_PAGE_FILE.fullmatch(path))
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if page:  # the viewer is large: browsers may cache and revalidate it
+                    message["headers"].append((b"cache-control", b"no-cache"))
                 http_middleware.add_security_headers(message)
             await send(message)
 
@@ -68,7 +72,7 @@ class LabellingMiddleware:
             try:
                 if path not in PROBES and (found := self._guard.check(scope)) is not None:
                     raise ApiError(*found)
-                if self._keys.required and path not in PUBLIC_PATHS:
+                if self._keys.required and path not in PUBLIC_PATHS and not page:
                     scope["semiseg.owner"] = authenticate(self._keys, scope)
                 await self._app(scope, receive, send_with_headers)
             except Exception as error:  # noqa: BLE001 - the outermost handler
@@ -77,7 +81,7 @@ class LabellingMiddleware:
                     raise ConnectionAbortedError("The response failed after its beginning was sent.") from None
                 await error_response(refusal)(scope, receive, send_with_headers)
         finally:
-            if path not in PROBES:
+            if path not in PROBES and not page:
                 http_middleware.log_request(scope, route_name(path), status, time.monotonic() - since)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,18 +14,16 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
 
 from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
+from tests.browser import chromium, pixels, wait_for, words
 from tests.bundles import make_threshold_bundle, scan_array, scan_without_air
 from tests.conftest import skip_or_fail
 from tests.polling import wait_until
 from tests.server.harness import RunningServer, running_server
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-StaleElementReferenceException = pytest.importorskip("selenium.common.exceptions").StaleElementReferenceException
-
 
 KEY = "ward-0123456789-abcdefghij"
 
@@ -45,29 +42,8 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 @pytest.fixture(scope="module")
 def browser(require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """Headless Chromium that writes down every request, with a software renderer for WebGL 2."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = require_program("chromium")
-    downloads = tmp_path_factory.mktemp("downloads")
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--no-proxy-server",
-        "--window-size=1500,950",
-        "--use-gl=angle",
-        "--use-angle=swiftshader",
-        "--enable-unsafe-swiftshader",
-    ):
-        options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=require_program("chromedriver"))
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.downloads = downloads
-    yield driver
-    driver.quit()
-    shutil.rmtree(downloads, ignore_errors=True)
+    with chromium(require_program, tmp_path_factory.mktemp("downloads")) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -89,22 +65,6 @@ def without_viewer(browser) -> Iterator[None]:
         browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": False})
 
 
-def wait_for(browser, selector: str) -> list:
-    found: list = []
-
-    def shown() -> bool:
-        with contextlib.suppress(StaleElementReferenceException):  # the page was loaded anew in between
-            found[:] = [e for e in browser.find_elements("css selector", selector) if e.is_displayed()]
-        return bool(found)
-
-    wait_until(shown, describe=lambda: words(browser))
-    return found
-
-
-def words(browser) -> str:
-    return str(browser.find_element("css selector", "body").text)
-
-
 def upload(browser, server: RunningServer, *files: Path) -> None:
     """Open the page anew and give it files."""
     browser.get("about:blank")  # the page would write its cases down again
@@ -121,9 +81,8 @@ def drawn(browser) -> str:
     return browser.find_element("id", "viewer").get_attribute("data-shown")
 
 
-def pixels(browser) -> np.ndarray:
-    png = browser.find_element("id", "viewer").screenshot_as_png
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+def viewer_pixels(browser) -> np.ndarray:
+    return pixels(browser.find_element("id", "viewer"))
 
 
 def share_of(colour: tuple[int, int, int], picture: np.ndarray) -> float:
@@ -166,7 +125,7 @@ def test_scan_and_mask_are_drawn_by_the_viewer_and_segments_can_be_switched_off(
     before: dict[str, float] = {}
 
     def both() -> bool:
-        picture = pixels(browser)
+        picture = viewer_pixels(browser)
         before.update({name: share_of(colour, picture) for name, colour in colours.items()})
         return picture.max() > 60 and min(before.values()) > 0.005
 
@@ -175,7 +134,7 @@ def test_scan_and_mask_are_drawn_by_the_viewer_and_segments_can_be_switched_off(
         browser.find_element("css selector", f"#segments input[data-segment={name}]").click()
 
     def no_colour() -> bool:
-        picture = pixels(browser)
+        picture = viewer_pixels(browser)
         return all(share_of(colour, picture) < before[name] / 5 for name, colour in colours.items())
 
     wait_until(no_colour)
@@ -189,7 +148,7 @@ def test_scan_and_mask_are_drawn_by_the_viewer_and_segments_can_be_switched_off(
     for view in ("axial", "render", "all"):
         browser.find_element("css selector", f"#views button[data-view={view}]").click()
         wait_for(browser, f"#views button[data-view={view}][aria-pressed=true]")
-        wait_until(lambda: pixels(browser).max() > 30)
+        wait_until(lambda: viewer_pixels(browser).max() > 30)
 
 
 def test_where_no_viewer_was_brought_the_page_shows_the_servers_pictures(browser, server, series):
@@ -200,7 +159,7 @@ def test_where_no_viewer_was_brought_the_page_shows_the_servers_pictures(browser
         assert len(figures) == 3
         assert all(browser.execute_script("return arguments[0].naturalWidth", one) > 100 for one in figures)
         colours = [s["colour"] for s in server.get("/models").json()[0]["segments"]]
-        assert all(share_of(colour, pixels(browser)) > 0.001 for colour in colours)
+        assert all(share_of(colour, viewer_pixels(browser)) > 0.001 for colour in colours)
         browser.find_element("css selector", "#views button[data-view=axial]").click()
         assert len(wait_for(browser, "#viewer figure")) == 1
 
