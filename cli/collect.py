@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections import defaultdict
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,6 +82,18 @@ def command(
         str | None,
         typer.Option(help="With --partial: name of a structure that marks slices as outlined that show no organ."),
     ] = None,
+    archive: Annotated[
+        str | None,
+        typer.Option(
+            help="DICOMweb address of an archive: download series of --modality into SRC first, then collect."
+        ),
+    ] = None,
+    since: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="With --archive: earliest date of a study.")
+    ] = None,
+    token: Annotated[
+        Path | None, typer.Option(help="With --archive: file whose content is sent to it as bearer token.")
+    ] = None,
     add: Annotated[bool, typer.Option("--add", help="Add the scans to the dataset that DATA is.")] = False,
 ) -> None:
     """Turn DICOM series and their outlines, or an nnU-Net folder, into a dataset without patients' names."""
@@ -95,10 +108,21 @@ def command(
         channels=_channels(channels) if channels else {},
         partial=PartialLabels(marker or "") if partial else None,
     )
+    if archive is None and (since or token):
+        raise InputError("--since and --token are for an archive; name it with --archive.")
     signal.signal(signal.SIGTERM, _exit_on_signal)  # so that a terminated run removes its working folder
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Looking at files", total=None)
+        if archive is not None:
+            from server.gateway.series_download import ArchiveQuery, download_series
+
+            day = None if since is None else since.date()
+            query = ArchiveQuery(archive.rstrip("/"), options.modalities, options.descriptions, day, token)
+            new, there = download_series(
+                query, source, lambda what, done, of: bar.update(task, description=what, completed=done, total=of)
+            )
+            bar.console.print(f"{new} series downloaded into {source}, {there} were there.")
         collected = collect(
             source,
             out,

@@ -52,7 +52,11 @@ FEATURES = (
     ),
     Feature("Write DICOM SEG and SR", "serve", ("highdicom",)),
     Feature("Serve over HTTP", "serve", ("bentoml", "httpx", "python_multipart")),
-    Feature("Label in the browser or over MONAI Label's interface", "serve", ("nibabel", "starlette", "uvicorn", "python_multipart")),
+    Feature(
+        "Label in the browser or over MONAI Label's interface",
+        "serve",
+        ("nibabel", "starlette", "uvicorn", "python_multipart"),
+    ),
     Feature(
         "Train, compare, suggest",
         "train",

@@ -107,6 +107,9 @@ def collect(
     report = path.with_name(f"{out.name}-report")
     with _working_folder(out) as work:
         written = _write_scans(plan, work, names, existing, entries, tell)
+        if not written and plan.scans and all(_there(scan, names, existing) for scan in plan.scans):
+            known = len(plan.scans)
+            return CollectionResult(out, path, known, write_report(entries, report), tuple(entries))
         if not written:
             files = write_report(entries, report)
             raise InputError(f"No scan could be collected; {files[0]} says why.")

@@ -88,7 +88,8 @@ def fetch_study(poll: PolledArchive, uid: str, instance_store: InstanceStore, ca
     """
     with fetch_errors(poll.url, "study"):
         announced = query_expected_instances(create_dicomweb_client(poll.url, poll.token), uid)
-        with retrieve_parts(poll, uid, instance_store, cancelled) as files:
+        place = ReceivingFolder.of_store(instance_store, cancelled)
+        with retrieve_parts(poll.url, poll.token, uid, place) as files:
             found = [(file, *identify_part(instance_store, file, uid, poll)) for file in files]
             got = {identity.instance: identity.series for _, identity, _ in found}
             if missing := announced.missing(got):
@@ -181,46 +182,68 @@ def list_instances(archive: DICOMwebClient, uid: str, series: str = "") -> froze
     return frozenset(found)
 
 
+@dataclass(frozen=True)
+class ReceivingFolder:
+    """Where the parts of a response are written.
+
+    Attributes:
+        path: The folder.
+        proceed: Function that is called before each write; it raises an exception to end the retrieval.
+    """
+
+    path: Path
+    proceed: Callable[[], None]
+
+    @classmethod
+    def of_store(cls, instance_store: InstanceStore, cancelled: Callable[[], bool]) -> ReceivingFolder:
+        """The folder of an instance store for arriving data, as long as it has space and the job is not stopped."""
+
+        def proceed() -> None:
+            if cancelled():
+                raise Cancelled("The job was stopped.")
+            instance_store.require_free_space()
+
+        return cls(instance_store.incoming, proceed)
+
+
 @contextlib.contextmanager
 def retrieve_parts(
-    poll: PolledArchive, uid: str, instance_store: InstanceStore, cancelled: Callable[[], bool], series: str = ""
+    root: str, token: Path | None, uid: str, place: ReceivingFolder, series: str = ""
 ) -> Iterator[list[Path]]:
     """Retrieve a study as one file for each part of the response; the files are deleted when the context is closed.
 
     Args:
-        poll: Configuration of the archive.
+        root: DICOMweb root of the archive.
+        token: File whose content is sent as bearer token; None for none.
         uid: Study Instance UID.
-        instance_store: Store of the instances, in whose folder for arriving data the files are written.
-        cancelled: Function that returns True once the job is to stop; called repeatedly.
+        place: Folder of the files.
         series: Series Instance UID; "" for the whole study.
 
     Raises:
-        FetchError, RequestException, DiskFull, OSError: The response failed or was incomplete.
-        Cancelled: The job was stopped.
+        FetchError, RequestException, OSError: The response failed or was incomplete.
+        Exception: An exception of ``place.proceed``.
     """
-    url = f"{poll.url}/studies/{quote(uid, safe='')}" + (f"/series/{quote(series, safe='')}" if series else "")
-    instance_store.require_free_space()
-    with create_session(poll.token) as session, session.get(url, headers={"Accept": _ACCEPT}, stream=True) as answer:
+    url = f"{root}/studies/{quote(uid, safe='')}" + (f"/series/{quote(series, safe='')}" if series else "")
+    place.proceed()
+    with create_session(token) as session, session.get(url, headers={"Accept": _ACCEPT}, stream=True) as answer:
         if answer.status_code != 200:  # 206: some instances are not available (PS3.18 table 10.4.3-1)
             what = "only part of the study" if answer.status_code == 206 else "no study"
-            raise FetchError(f"{poll.url} returned {what} (HTTP {answer.status_code}).")
+            raise FetchError(f"{root} returned {what} (HTTP {answer.status_code}).")
         kind, options = parse_options_header(answer.headers.get("Content-Type", ""))
         boundary = options.get(b"boundary", b"")
         if kind != b"multipart/related" or not boundary:
-            raise FetchError(f"{poll.url} did not answer with multipart/related.")
-        parts, files = MultipartFiles(instance_store.incoming, boundary, "wado"), list[Path]()
+            raise FetchError(f"{root} did not answer with multipart/related.")
+        parts, files = MultipartFiles(place.path, boundary, "wado"), list[Path]()
         try:
             for chunk in answer.iter_content(_CHUNK):
-                if cancelled():
-                    raise Cancelled("The job was stopped.")
-                instance_store.require_free_space()
+                place.proceed()
                 parts.feed(chunk)
                 files += parts.take_completed()
             if not parts.ended:
-                raise FetchError(f"{poll.url} returned only part of the study: the closing boundary is missing.")
+                raise FetchError(f"{root} returned only part of the study: the closing boundary is missing.")
             yield files
         except FormParserError:
-            raise FetchError(f"{poll.url} did not answer with well-formed multipart/related.") from None
+            raise FetchError(f"{root} did not answer with well-formed multipart/related.") from None
         finally:
             parts.delete()
 

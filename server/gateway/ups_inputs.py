@@ -28,6 +28,7 @@ from server.gateway.job_payloads import WorkitemPayload
 from server.gateway.retrieval import (
     ExpectedInstances,
     FetchError,
+    ReceivingFolder,
     fetch_errors,
     identify_part,
     query_expected_instances,
@@ -99,7 +100,8 @@ class WorkitemInputs:
                 if wanted
                 else query_expected_instances(create_dicomweb_client(poll.url, poll.token), one.study, one.series)
             )
-            with retrieve_parts(poll, one.study, self._instance_store, cancelled, one.series) as files:
+            place = ReceivingFolder.of_store(self._instance_store, cancelled)
+            with retrieve_parts(poll.url, poll.token, one.study, place, one.series) as files:
                 found = [(file, *identify_part(self._instance_store, file, one.study, poll)) for file in files]
                 found = [row for row in found if not wanted or row[1].instance in wanted]
                 if missing := announced.missing({identity.instance: identity.series for _, identity, _ in found}):

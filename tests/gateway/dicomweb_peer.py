@@ -85,8 +85,13 @@ class DicomwebRequestHandler(BaseHTTPRequestHandler):
             headers = [pydicom.dcmread(io.BytesIO(file)) for file in self.peer.studies[path[0]]]
             if path[1] == "series":
                 uids = [str(one.SeriesInstanceUID) for one in headers]
+                modality_of = {str(one.SeriesInstanceUID): str(one.Modality) for one in headers}
                 found = [
-                    {"0020000E": ui_element(uid), "00201209": is_element(uids.count(uid))}
+                    {
+                        "0020000E": ui_element(uid),
+                        "00201209": is_element(uids.count(uid)),
+                        "00080060": {"vr": "CS", "Value": [modality_of[uid]]},
+                    }
                     for uid in dict.fromkeys(uids)
                 ]
             else:
