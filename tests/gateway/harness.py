@@ -116,6 +116,24 @@ class RunningGateway(RunningProcess):
         wait_until(lambda: not any(jobs["running"] for jobs in self.status()["jobs"].values()))
         return self.audit(event)
 
+    def complete_another_study(self, folder: Path) -> None:
+        """Send a study of four instances by STOW-RS and wait until it is complete.
+
+        What arrived before it and waited for as long is complete by then, too, unless something else holds it back.
+        """
+        write_study(folder, "witness", shape=(20, 18, 4))
+        parts = b"".join(
+            b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + file.read_bytes() + b"\r\n"
+            for file in sorted(folder.iterdir())
+        )
+        headers = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=cut'}
+        url = f"{self.web}/dicom-web/studies"
+        answer = httpx.post(url, content=parts + b"--cut--\r\n", headers=headers, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        wait_until(
+            lambda: 4 in [line["instances"] for line in self.audit("complete")], describe=lambda: self.output[-3000:]
+        )
+
     def on_line(self, line: str) -> None:
         if line.startswith("DICOM: "):
             self.dicom_port = int(line.rsplit(":", 1)[1])

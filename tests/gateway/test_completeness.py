@@ -193,8 +193,8 @@ def test_gateway_that_is_killed_while_a_sender_sends_waits_for_it(tmp_path: Path
         gateway.kill()
     config = make_offline_config(tmp_path, completeness=completeness | {"quiet_seconds": 0.5})
     with running_gateway(config, tmp_path / "gateway") as gateway:
-        time.sleep(3)
-        assert gateway.audit("complete") == []
+        gateway.complete_another_study(tmp_path / "witness")
+        assert [line["instances"] for line in gateway.audit("complete")] == [4]
         assert send(gateway, tmp_path / "study", calling="STORESCU").returncode == 0
-        wait_until(lambda: gateway.audit("complete"), describe=lambda: gateway.output)
-        assert [line["instances"] for line in gateway.audit("complete")] == [6]
+        gateway.wait_for("complete", 2)
+        assert [line["instances"] for line in gateway.audit("complete")] == [4, 6]

@@ -142,7 +142,13 @@ def test_two_senders_of_one_study_at_once_make_one_result(
             sender.join()
         assert answers == [0, 0]
         wait_until(lambda: delivered(gateway) == 1, describe=lambda: gateway.output)
-        time.sleep(2)
+        wait_until(
+            lambda: (
+                not gateway.status()["open_studies"]
+                and not any(n["waiting"] + n["running"] for n in gateway.status()["jobs"].values())
+            ),
+            describe=gateway.status,
+        )
         assert len(archive.instances(study, "SEG")) == 1
         assert gateway.audit("complete")[0]["senders"] == ["ONE", "TWO"]
         assert sum(line["instances"] for line in gateway.audit("received")) == 12

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,9 @@ def test_mended_rule_is_applied_to_a_study_that_is_here(
             wait_until(lambda: all(one.ended for one in queue.jobs()))
             reapply_rules(queue, gateway.state, study)
             wait_until(lambda: gateway.audit("decided")[-1].get("again") == 2, describe=lambda: gateway.output)
-        time.sleep(1)
+            wait_until(
+                lambda: all(one.ended for one in queue.jobs())
+            )  # what the rules begin is queued with the decision
         assert len(archive.received) == 1 and len(gateway.audit("segmented")) == 1
 
 
