@@ -28,7 +28,7 @@ COMMANDS = {
     "train": "Train on a few labelled and many unlabelled scans.",
     "compare": "Compare methods, numbers of labels and seeds on one split with one budget: a table and a plot.",
     "suggest": "Choose the scans to outline first, and the scans to outline next.",
-    "label": "Serve annotators in 3D Slicer: keep their labels, offer drafts, and train.",
+    "label": "Serve annotators in the browser or in 3D Slicer: keep their labels, offer drafts, and train.",
     "export": "Turn a training run into a bundle: one small network as ONNX, verified against the run.",
     "predict": "Segment one scan with a bundle, a run, or a server.",
     "evaluate": "Compute Dice, Jaccard, HD95 and ASSD of a bundle or run on a dataset.",

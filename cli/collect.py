@@ -19,6 +19,7 @@ from semiseg.collection import (
     CollectOptions,
     PartialLabels,
     ReportEntry,
+    check_destination,
     collect,
     count_entries,
     parse_labels,
@@ -114,15 +115,20 @@ def command(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Looking at files", total=None)
+        failures: tuple[str, ...] = ()
         if archive is not None:
             from server.gateway.series_download import ArchiveQuery, download_series
 
             day = None if since is None else since.date()
             query = ArchiveQuery(archive.rstrip("/"), options.modalities, options.descriptions, day, token)
-            new, there = download_series(
+            check_destination(source, out, mapping=mapping, add=add)
+            downloaded = download_series(
                 query, source, lambda what, done, of: bar.update(task, description=what, completed=done, total=of)
             )
-            bar.console.print(f"{new} series downloaded into {source}, {there} were there.")
+            failures = downloaded.failures
+            for sentence in failures:
+                bar.console.print(sentence, style="red", markup=False, soft_wrap=True)
+            bar.console.print(f"{downloaded.new} series downloaded into {source}, {downloaded.there} were there.")
         collected = collect(
             source,
             out,
@@ -132,6 +138,11 @@ def command(
             progress=lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
         )
     _show(collected, out, Console())
+    if failures:
+        raise SemisegError(
+            f"{len(failures)} series could not be downloaded, for the reasons above; the same command with --add tries "
+            "them again."
+        )
     found = count_entries(collected.entries)
     refused = sum(found.get(f"refused {what}", 0) for what in ("label", "structure"))
     if refused and not any(found.get(f"{status} scan", 0) for status in ("labelled", "already there")):

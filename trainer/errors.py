@@ -13,3 +13,7 @@ class RunError(InputError):
 
 class TrainingError(SemisegError):
     """Training cannot continue, for example because the loss is not finite."""
+
+
+class BudgetTooSmallError(RecipeError):
+    """A time budget allows too few updates."""

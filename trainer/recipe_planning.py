@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.dataset import Dataset, Split
-from trainer.errors import RecipeError
+from trainer.errors import BudgetTooSmallError, RecipeError
 from trainer.plan import ProgressCallback, TrainingPlan, make_plan
 from trainer.planning_facts import MachineFacts, collect_dataset_facts
 from trainer.recipe import Recipe
@@ -140,7 +140,7 @@ class PlanningContext:
 
             try:
                 updates = TimeEstimator(self.cache, self.device, scans, self.watch).updates_within(budget, plan_of)
-            except RecipeError:
+            except BudgetTooSmallError:
                 if choice.updates is None:
                     raise
                 continue

@@ -208,6 +208,8 @@ def _method(chosen: _Choices) -> tuple[str, str]:
     labelled, unlabelled = chosen.facts.labelled, chosen.facts.unlabelled
     if not unlabelled:
         return "supervised", "all scans are labelled, so there are no unlabelled scans to learn from"
+    if labelled == 1:
+        return "supervised", "with one labelled scan, registration cannot be assessed"
     if labelled > FEW_LABELS:
         return "supervised", f"with more than {FEW_LABELS} labelled scans, no method was measured to be better"
     if unlabelled < UNLABELLED_PER_LABEL * labelled:
@@ -391,11 +393,18 @@ def write_key(document: dict[str, Any], key: str, value: Any) -> None:
 
 
 def remove_key(document: dict[str, Any], key: str) -> None:
-    """Remove a key such as ``preparation.spacing`` if it exists."""
+    """Remove a key such as ``preparation.spacing`` if it exists, and sections that it leaves empty."""
     section, _, last = key.rpartition(".")
+    if not section:
+        document.pop(last, None)
+        return
     place = read_key(document, section)
     if isinstance(place, Mapping) and last in place:
-        write_key(document, section, {name: value for name, value in place.items() if name != last})
+        rest = {name: value for name, value in place.items() if name != last}
+        if rest:
+            write_key(document, section, rest)
+        else:
+            remove_key(document, section)
 
 
 def _copied(document: Mapping[str, Any]) -> dict[str, Any]:

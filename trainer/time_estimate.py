@@ -19,7 +19,7 @@ from trainer.batch_stream import prepare_training_cases
 from trainer.cases import PreparedCase
 from trainer.device import labelling_processes, make_accelerator
 from trainer.engine import TorchEngine
-from trainer.errors import RecipeError
+from trainer.errors import BudgetTooSmallError, RecipeError
 from trainer.methods.method import Method
 from trainer.model_set import ModelSet
 from trainer.patches import Batch, BatchComposition, PatchSampler, PatchSource, load_batches
@@ -79,7 +79,7 @@ class TimeEstimator:
             plan_of: Function that returns the plan for a number of updates.
 
         Raises:
-            RecipeError: The time is too short for :data:`MIN_UPDATES` updates.
+            BudgetTooSmallError: The time is too short for :data:`MIN_UPDATES` updates.
         """
         low, high = 10 * UPDATES_MULTIPLE, 20 * UPDATES_MULTIPLE
         first, second = (sum(cost.seconds for cost in self.estimate(plan_of(n))) for n in (low, high))
@@ -87,7 +87,7 @@ class TimeEstimator:
         updates = int((low + (seconds - first) / slope) // UPDATES_MULTIPLE * UPDATES_MULTIPLE)
         if updates < MIN_UPDATES:
             needed = first + (MIN_UPDATES - low) * slope
-            raise RecipeError(
+            raise BudgetTooSmallError(
                 f"A budget of {format_duration(seconds)} allows {max(updates, 0)} updates on this machine, "
                 "which is too few; "
                 f"{MIN_UPDATES} take {format_duration(needed)}. Allow more time, or use a smaller patch, batch or "

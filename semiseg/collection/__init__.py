@@ -1,6 +1,6 @@
 """Makes datasets from clinical data: DICOM series with SEG, RTSTRUCT or NIfTI labels, and nnU-Net folders."""
 
-from semiseg.collection.collect import CollectionResult, collect
+from semiseg.collection.collect import CollectionResult, check_destination, collect
 from semiseg.collection.plan import CollectOptions
 from semiseg.collection.report import ReportEntry, count_entries
 from semiseg.collection.structures import Overlap, PartialLabels, parse_labels
@@ -11,6 +11,7 @@ __all__ = [
     "Overlap",
     "PartialLabels",
     "ReportEntry",
+    "check_destination",
     "collect",
     "count_entries",
     "parse_labels",

@@ -88,10 +88,7 @@ def collect(
         InputError: Nothing can be collected, or the user has to decide something first. At most the report was
             written.
     """
-    out = Path(out).absolute()
-    path = Path(mapping or out.with_name(f"{out.name}-mapping.csv")).absolute()
-    _require_apart(Path(source), out, path)
-    existing = _existing(out, add)
+    out, path, existing = check_destination(source, out, mapping=mapping, add=add)
     names = read_mapping(path)
     if existing is not None and not names.rows:
         raise DatasetError(
@@ -107,8 +104,8 @@ def collect(
     report = path.with_name(f"{out.name}-report")
     with _working_folder(out) as work:
         written = _write_scans(plan, work, names, existing, entries, tell)
-        if not written and plan.scans and all(_there(scan, names, existing) for scan in plan.scans):
-            known = len(plan.scans)
+        known = sum(_there(scan, names, existing) is not None for scan in plan.scans)
+        if not written and known:
             return CollectionResult(out, path, known, write_report(entries, report), tuple(entries))
         if not written:
             files = write_report(entries, report)
@@ -130,6 +127,26 @@ def collect(
     entries += _remarks(plan, ids, {*case_of.values(), *(existing.cases if existing else ())})
     known = sum(key in names.case_of for key in case_of)
     return CollectionResult(out, path, known, write_report(entries, report), tuple(entries))
+
+
+def check_destination(
+    source: Path, out: Path, *, mapping: Path | None = None, add: bool = False
+) -> tuple[Path, Path, Dataset | None]:
+    """Check where a dataset would be written, before anything is read.
+
+    Args:
+        source, out, mapping, add: See :func:`collect`.
+
+    Returns:
+        Folder of the dataset, file of the mapping, and the dataset that is extended, if there is one.
+
+    Raises:
+        InputError: The dataset could not be written there.
+    """
+    out = Path(out).absolute()
+    path = Path(mapping or out.with_name(f"{out.name}-mapping.csv")).absolute()
+    _require_apart(Path(source), out, path)
+    return out, path, _existing(out, add)
 
 
 def _require_apart(source: Path, out: Path, mapping: Path) -> None:

@@ -15,7 +15,7 @@ from semiseg.collection.pseudonyms import SourceRecord
 from semiseg.collection.report import ReportEntry
 from semiseg.collection.scans import FileScan, SeriesScan, SourceScan
 from semiseg.collection.source_index import ImageSeries, SourceIndex, index_source
-from semiseg.collection.structures import Structures, extend_structures, number_names
+from semiseg.collection.structures import PartialLabels, Structures, extend_structures, number_names
 from semiseg.dataset.dataset_json import abbreviate_ids
 from semiseg.dataset.folder import Dataset
 from semiseg.errors import InputError
@@ -134,19 +134,16 @@ def _structures(
 ) -> Structures:
     """Return the structures to read: those of the dataset, of ``--labels``, or all that the label files name."""
     files, partial = list(labels), options.partial
-    if extended is not None:
-        kept = extend_structures(extended.segments, options.labels, options.overlap, extended.ignore)
-        return replace(kept, partial=partial)
-    marked = {
-        name for label in files for name in (*label.names, *label.unusable) if partial and partial.is_marker(name)
-    }
+    called = {name for label in files for name in (*label.names, *label.unusable)}
+    marked = {name for name in called if partial and partial.is_marker(name)}
     if partial and partial.marker and files and not marked:
         raise InputError(f"No label holds the structure '{partial.marker}' that marks outlined slices.")
+    if extended is not None:
+        kept = extend_structures(extended.segments, options.labels, options.overlap, extended.ignore)
+        return _with_partial(kept, partial)
     names = {name for label in files for name in label.names} - marked
     if options.labels is not None:
-        structures = Structures(options.labels, options.overlap, partial=partial)
-        if partial and structures.value(partial.marker) is not None:
-            raise InputError(f"'{partial.marker}' marks outlined slices, so --labels cannot name it as a structure.")
+        structures = _with_partial(Structures(options.labels, options.overlap), partial)
         named = {structures.value(name) for label in files for name in (*label.names, *label.unusable)}
         unknown = [name for value, name in structures.names.items() if value not in named]
         if files and unknown and all(label.kind != "label map" for label in files):
@@ -167,6 +164,17 @@ def _structures(
         )
     _require_no_patient(found, names)
     return Structures(number_names(names), options.overlap, partial=partial)
+
+
+def _with_partial(structures: Structures, partial: PartialLabels | None) -> Structures:
+    """Return the structures with the rule for partly outlined scans.
+
+    Raises:
+        InputError: The marker is one of the structures.
+    """
+    if partial is not None and structures.value(partial.marker) is not None:
+        raise InputError(f"'{partial.marker}' marks outlined slices, so it cannot be a structure of the dataset.")
+    return replace(structures, partial=partial)
 
 
 def _require_no_patient(found: SourceIndex, names: set[str]) -> None:

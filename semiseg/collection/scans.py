@@ -136,7 +136,10 @@ class SeriesScan(_LabelledScan):
                 np.broadcast_to(np.uint8(0), (*series.grid.size, len(series.slices))), series.grid.sheared_affine
             )
         label, entries = read_label(self.labels, grid, frame, self.structures, self.chosen, self.shown)
-        return None if label is None else series.labels(label), entries
+        if label is None:
+            return None, entries
+        ignored = self.structures.ignore if self.structures.partial is not None else None
+        return series.labels(label, ignored or 0), entries
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,8 @@ def read_label(
     try:
         sources = _sources(files, structures, shown, entries)
         markers = _markers(files, structures)
+        if structures.partial is not None:
+            structures.require_ignore_value()
         if not sources and not markers:
             entries.append(ReportEntry("refused", "label", source, "It holds none of the selected structures."))
             return None, tuple(entries)
@@ -288,10 +293,17 @@ def _sources(
 
 
 def _markers(files: tuple[LabelFile, ...], structures: Structures) -> list[tuple[Path, str]]:
-    """Return (file, name in the file) of the structures that mark slices as outlined."""
+    """Return (file, name in the file) of the structures that mark slices as outlined.
+
+    Raises:
+        VolumeError: A marker cannot be read.
+    """
     rule = structures.partial
     if rule is None:
         return []
+    for label in files:
+        for name in filter(rule.is_marker, label.unusable):
+            raise VolumeError(label.unusable[name])
     return [(label.path, name) for label in files for name in label.names if rule.is_marker(name)]
 
 

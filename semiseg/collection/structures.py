@@ -116,22 +116,30 @@ class Structures:
         }
         return {"background": 0, **regions, **ignored}
 
-    def ignore_slices(self, label: NDArray[np.uint8], outlined: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        """Return a label map (X, Y, Z) whose slices that are not outlined (Z,) have the value of unannotated voxels.
+    def require_ignore_value(self) -> int:
+        """Return the label value for voxels that were not outlined.
 
         Raises:
             VolumeError: The value is that of a structure.
         """
-        if outlined.all():
-            return label
         value = DEFAULT_IGNORE_VALUE if self.ignore is None else self.ignore
         if value in self.codes:
             raise VolumeError(
                 f"The value {value} stands for voxels that were not outlined, and is that of a structure; give it "
                 "another value with --labels."
             )
-        self.ignore = value
-        return np.where(outlined, label, np.uint8(value))
+        return value
+
+    def ignore_slices(self, label: NDArray[np.uint8], outlined: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """Return a label map (X, Y, Z) whose slices that are not outlined (Z,) have the value of unannotated voxels.
+
+        Raises:
+            VolumeError: See :meth:`require_ignore_value`.
+        """
+        if outlined.all():
+            return label
+        self.ignore = self.require_ignore_value()
+        return np.where(outlined, label, np.uint8(self.ignore))
 
     def absent_names(self) -> list[str]:
         """Return the names of structures of which no scan holds a voxel."""

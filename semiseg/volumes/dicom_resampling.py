@@ -57,9 +57,12 @@ class RegularGrid:
             out[:, :, z] = np.rint(plane) if out.dtype.kind in "iu" else plane
         return out
 
-    def labels(self, slices: NDArray[Any]) -> NDArray[Any]:
-        """Resample labels (columns, rows, N) of the slices to the grid (X, Y, Z) by nearest neighbour."""
-        out = np.zeros(self.shape, dtype=slices.dtype)
+    def labels(self, slices: NDArray[Any], outside: int = 0) -> NDArray[Any]:
+        """Resample labels (columns, rows, N) of the slices to the grid (X, Y, Z) by nearest neighbour.
+
+        Voxels that no slice covers get the value ``outside``.
+        """
+        out = np.full(self.shape, outside, dtype=slices.dtype)
         nearest = np.abs(np.arange(self.shape[2])[:, None] - self.planes[None]).argmin(axis=1)
         for z, k in enumerate(nearest):
             x, y = self._window(int(k))

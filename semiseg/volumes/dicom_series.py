@@ -86,9 +86,9 @@ class DicomSeries:
         """Bring labels or masks from the volume's grid (..., X, Y, Z) to the slices (..., columns, rows, N)."""
         return array if self.grid is None else self.grid.on_slices(array)
 
-    def labels(self, slices: NDArray[Any]) -> NDArray[Any]:
-        """Bring labels from the slices (columns, rows, N) to the volume's grid (X, Y, Z)."""
-        return slices if self.grid is None else self.grid.labels(slices)
+    def labels(self, slices: NDArray[Any], outside: int = 0) -> NDArray[Any]:
+        """Bring labels from the slices (columns, rows, N) to the volume's grid (X, Y, Z), with a value beside them."""
+        return slices if self.grid is None else self.grid.labels(slices, outside)
 
 
 def read_series(

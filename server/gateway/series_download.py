@@ -14,6 +14,7 @@ from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dicomweb_client import DICOMwebClient
 from requests import RequestException
@@ -22,7 +23,7 @@ from semiseg.errors import InputError, SemisegError, VolumeError
 from semiseg.system.durable_files import rename
 from semiseg.volumes.dicom_file import read_dicom, text
 from server.gateway.dicom_json import first_value, values_of
-from server.gateway.dicomweb import create_dicomweb_client, request_error_text
+from server.gateway.dicomweb import create_dicomweb_client, request_error_text, url_origin
 from server.gateway.retrieval import (
     PAGE,
     SERIES,
@@ -75,24 +76,31 @@ class ArchiveSeries:
         return hashlib.sha256(f"{self.study} {self.series}".encode()).hexdigest()[:32]
 
 
-def download_series(query: ArchiveQuery, folder: Path, progress: Progress | None = None) -> tuple[int, int]:
-    """Download the series that are not in the folder yet.
+@dataclass(frozen=True)
+class DownloadResult:
+    """Numbers of series that were downloaded and that were there, and a sentence for each that could not be."""
+
+    new: int
+    there: int
+    failures: tuple[str, ...] = ()
+
+
+def download_series(query: ArchiveQuery, folder: Path, progress: Progress | None = None) -> DownloadResult:
+    """Download the series that are not in the folder yet; a series that the archive does not return is left out.
 
     Args:
         query: Archive and series.
         folder: Folder of the downloads, which gets a folder for each series; it holds patients' data.
         progress: Function that is called with the current step, the number of items done, and their total.
 
-    Returns:
-        Number of series that were downloaded, and of those that were there.
-
     Raises:
-        InputError: Nothing matches, or the query has no modality.
-        SemisegError: The archive does not answer or did not return a series completely. What was downloaded before
-            stays, and the next call continues.
+        InputError: Nothing matches, the address is invalid, or the query has no modality.
+        SemisegError: The archive does not answer the query.
     """
     if not query.modalities:
         raise InputError("Name the modality of the series to download with --modality.")
+    if not url_origin(query.url) or urlsplit(query.url).scheme not in ("http", "https"):
+        raise InputError(f"{query.url} is not an address such as https://archive.example.org/dicom-web.")
     tell = progress or (lambda what, done, of: None)
     archive = create_dicomweb_client(query.url, query.token)
     try:
@@ -103,14 +111,20 @@ def download_series(query: ArchiveQuery, folder: Path, progress: Progress | None
     if not any(one.modality not in LABEL_MODALITIES for one in wanted):
         raise InputError(f"{query.url} has no series of the selected modality, description and date.")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = 0
+    new = there = 0
+    failures: list[str] = []
     for number, one in enumerate(wanted):
         tell("Downloading series", number, len(wanted))
-        if not (folder / one.folder_name).is_dir():
+        if (folder / one.folder_name).is_dir():
+            there += 1
+            continue
+        try:
             _download(query, archive, one, folder)
             new += 1
+        except SemisegError as error:
+            failures.append(f"{one.modality} {one.description or 'without a description'}: {error}")
     tell("Downloading series", len(wanted), len(wanted))
-    return new, len(wanted) - new
+    return DownloadResult(new, there, tuple(failures))
 
 
 def find_series(query: ArchiveQuery, archive: DICOMwebClient, tell: Progress) -> Iterator[ArchiveSeries]:

@@ -13,13 +13,19 @@ from server.labelling.training import read_config
 from tests.command_line import run_semiseg
 
 
-def test_the_folder_is_a_dataset_whose_training_can_be_read_and_is_made_once(tmp_path: Path) -> None:
+def test_the_folder_is_a_dataset_whose_training_can_be_read_and_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = prepare_demo(tmp_path / "demo")
+    assert config is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
     split = make_split(load_dataset(tmp_path / "demo"))
     assert (len(split.labelled), len(split.unlabelled), len(split.test)) == (LABELLED, CASES - LABELLED - TEST, TEST)
     assert read_config(config).recipe == "demo"
     config.write_text("recipe: default\n")
     assert read_config(prepare_demo(tmp_path / "demo")).recipe == "default", "what the user changed stays"
+    monkeypatch.setattr("cli.label_demo.can_train", lambda: False)
+    assert prepare_demo(tmp_path / "demo") is None, "without the packages for it, there is no training"
     own = tmp_path / "own.yaml"
     assert prepare_demo(tmp_path / "demo", own) == own
 

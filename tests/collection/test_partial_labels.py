@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
 
@@ -14,11 +15,12 @@ from cli.app import main
 from semiseg.collection import CollectOptions, PartialLabels, collect
 from semiseg.dataset import load_dataset
 from semiseg.errors import DatasetError, InputError
-from semiseg.volumes.dicom_series import DicomSeries
+from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.nifti import read_labels, write_nifti
 from tests.collection.clinical_data import (
     NAMES,
     dataset_errors,
+    files_by_position,
     find_case_id,
     find_lines,
     make_rtstruct,
@@ -118,6 +120,10 @@ def test_a_scan_that_is_added_keeps_the_value_of_the_dataset(tmp_path: Path) -> 
     assert not dataset_errors(tmp_path / "data")
     values = [set(np.unique(read_labels(case.label).array)) for case in load_dataset(tmp_path / "data").cases.values()]
     assert sorted(255 in found for found in values) == [False, True, True]
+    with pytest.raises(InputError, match="marks outlined slices, so it cannot be a structure"):
+        collect(tmp_path / "more", tmp_path / "data", CollectOptions(partial=PartialLabels("liver")), add=True)
+    with pytest.raises(InputError, match="No label holds the structure 'mark'"):
+        collect(tmp_path / "more", tmp_path / "data", CollectOptions(partial=PartialLabels("mark")), add=True)
     with pytest.raises(DatasetError, match="'other' the value 255, which is taken"):
         collect(tmp_path / "more", tmp_path / "data", CollectOptions(labels={"other": 255}), add=True)
 
@@ -126,7 +132,7 @@ def test_a_scan_that_is_added_keeps_the_value_of_the_dataset(tmp_path: Path) -> 
     ("options", "sentence"),
     [
         (CollectOptions(partial=PartialLabels("mark")), "No label holds the structure 'mark'"),
-        (CollectOptions(labels=NAMES, partial=PartialLabels("liver")), "so --labels cannot name it as a structure"),
+        (CollectOptions(labels=NAMES, partial=PartialLabels("liver")), "so it cannot be a structure of the dataset"),
     ],
 )
 def test_a_marker_that_cannot_be_one_is_refused(tmp_path: Path, options: CollectOptions, sentence: str) -> None:
@@ -143,6 +149,35 @@ def test_a_structure_with_the_value_of_ignored_voxels_leaves_the_scan_unlabelled
     collected = collect(tmp_path / "src", tmp_path / "data", options)
     (refused,) = find_lines(collected, "refused", "label")
     assert "The value 255 stands for voxels that were not outlined" in refused.reason
+
+
+def test_a_marker_that_cannot_be_read_leaves_the_scan_unlabelled(tmp_path: Path) -> None:
+    series, labels = write_scan(tmp_path / "src/1", 1)
+    write_rtstruct(tmp_path / "src/1.dcm", series, on_slices(labels, OUTLINED), marker=EMPTY)
+    struct = pydicom.dcmread(tmp_path / "src/1.dcm")
+    for contour in struct.ROIContourSequence[-1].ContourSequence:
+        contour.ContourGeometricType = "OPEN_PLANAR"
+    struct.save_as(tmp_path / "src/1.dcm")
+    options = CollectOptions(labels=NAMES, partial=PartialLabels("Outlined slices"))
+    (refused,) = find_lines(collect(tmp_path / "src", tmp_path / "data", options), "refused", "label")
+    assert "contours of type OPEN_PLANAR only" in refused.reason
+
+
+def test_beside_the_slices_of_a_tilted_series_everything_is_ignored(tmp_path: Path) -> None:
+    _, labels = write_scan(tmp_path / "src/1", 1)
+    for k, file in enumerate(files_by_position(tmp_path / "src/1")):
+        one = pydicom.dcmread(file)
+        one.ImagePositionPatient[1] = float(one.ImagePositionPatient[1]) + 3.0 * k  # 3 mm further than the slice before
+        one.save_as(file)
+    series = read_series(sorted((tmp_path / "src/1").glob("*.dcm")))
+    assert series.grid is not None and series.grid.sheared_affine is not None
+    outlines = {"liver": trace_contours(on_slices(labels, OUTLINED) == 1, series.grid.sheared_affine)}
+    make_rtstruct(series, outlines).save_as(tmp_path / "src/1.dcm", enforce_file_format=True)
+    collect(tmp_path / "src", tmp_path / "data", CollectOptions(partial=PartialLabels()))
+    (case,) = load_dataset(tmp_path / "data").cases.values()
+    assert case.label is not None
+    beside = series.grid.labels(np.ones(labels.shape, np.uint8)) == 0
+    assert beside.any() and (read_labels(case.label).array[beside] == 255).all()
 
 
 def test_the_slices_of_a_volume_in_a_file_are_unknown(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pydicom
 import pytest
 
 from semiseg.dataset import load_dataset
-from semiseg.errors import InputError, SemisegError
+from semiseg.errors import InputError
 from semiseg.volumes.nifti import read_labels
-from server.gateway.series_download import ArchiveQuery, download_series
+from server.gateway.series_download import ArchiveQuery, DownloadResult, download_series
 from tests.collection.clinical_data import write_labels_as_rtstruct, write_labels_as_seg, write_scan
 from tests.command_line import run_semiseg
 from tests.gateway.dicomweb_peer import DicomwebRequestHandler, EncodedInstances, dicomweb_peer, multipart_body
@@ -64,7 +64,7 @@ def test_series_and_their_labels_become_a_dataset_and_are_downloaded_once(
 
 def test_older_studies_and_other_descriptions_stay_in_the_archive(archive: Orthanc, tmp_path: Path) -> None:
     query = ArchiveQuery(archive.url, ("mr",), ("T1*",), date(2026, 1, 1))
-    assert download_series(query, tmp_path / "src") == (2, 0)
+    assert download_series(query, tmp_path / "src") == DownloadResult(2, 0)
     assert {one.StudyDate for one in stored(tmp_path / "src")} == {"20260301"}
     assert (tmp_path / "src").stat().st_mode & 0o077 == 0
     with pytest.raises(InputError, match="has no series of the selected modality"):
@@ -77,7 +77,14 @@ def test_wrong_use_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert run_semiseg("collect", tmp_path / "src", *out, "--since", "2026-01-01") == 2
     assert run_semiseg("collect", tmp_path / "src", *out, "--archive", "http://127.0.0.1:9/dicom-web") == 2
     assert run_semiseg("collect", tmp_path / "src", *out, "--archive", "http://127.0.0.1:9", "--modality", "MR") == 1
-    told = capsys.readouterr().err
+    for address in ("pacs.example/dicom-web", "ftp://x/y", "http://[::1"):
+        assert run_semiseg("collect", tmp_path / "src", *out, "--archive", address, "--modality", "MR") == 2
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/there").touch()
+    assert run_semiseg("collect", tmp_path / "src", *out, "--archive", "http://127.0.0.1:9", "--modality", "MR") == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("is not an address such as") == 3
+    assert "exists already; --add extends a dataset" in told, "before anything is asked for"
     assert "name it with --archive" in told
     assert "Name the modality" in told
     assert "did not answer the query for series (ConnectionError)" in told
@@ -103,13 +110,14 @@ def test_part_of_a_series_is_never_kept_and_the_next_call_goes_on(tmp_path: Path
     with dicomweb_peer() as peer:
         for name in ("good", "bad", "other"):
             write_study(tmp_path / name, name, shape=(12, 10, 4))
-        good, bad, _ = (peer.add(tmp_path / name) for name in ("good", "bad", "other"))
+        good, bad, other = (peer.add(tmp_path / name) for name in ("good", "bad", "other"))
         peer.responders[bad] = FAULTS[fault]
         query = ArchiveQuery(peer.url, ("MR",))
-        with pytest.raises(SemisegError, match=r"returned|did not answer"):
-            download_series(query, tmp_path / "src")
-        assert {one.StudyInstanceUID for one in stored(tmp_path / "src")} == {good}
-        assert len(list((tmp_path / "src").iterdir())) == 1, "nothing else is left behind"
+        result = download_series(query, tmp_path / "src")
+        assert (result.new, result.there, len(result.failures)) == (2, 0, 1)
+        assert "returned" in result.failures[0] or "did not answer" in result.failures[0]
+        assert {one.StudyInstanceUID for one in stored(tmp_path / "src")} == {good, other}
+        assert len(list((tmp_path / "src").iterdir())) == 2, "nothing else is left behind"
         del peer.responders[bad]
-        assert download_series(query, tmp_path / "src") == (2, 1)
+        assert download_series(query, tmp_path / "src") == DownloadResult(1, 2)
         assert len(stored(tmp_path / "src")) == 12

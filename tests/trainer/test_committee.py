@@ -138,6 +138,14 @@ def test_a_round_has_students_of_the_round_before() -> None:
     assert len(set(folders)) == 4, "a run is known by its member and by what it learned from"
 
 
+def test_a_member_with_another_network_does_not_start_from_the_weights_of_the_student() -> None:
+    larger = {"kind": "unet", "channels": [8, 16], "residual_units": 0}
+    members = [{"method": "supervised", "student": larger}, {"method": "supervised"}]
+    made = committee({"init_from": "RUN"}, members=members)
+    other, same = map(made.recipe_of, made.members())
+    assert (other.init_from, same.init_from) == (None, Path("RUN"))
+
+
 def test_weights_that_a_member_starts_from_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from semiseg.bundle.manifest import PretrainedWeights
     from trainer.methods.supervised import Supervised

@@ -140,6 +140,27 @@ def test_a_budget_decides_whether_a_committee_is_trained(
     assert again.recipe == planned.recipe, "a resumed run keeps its method and its members"
 
 
+def test_a_run_of_a_version_without_committees_in_the_default_recipe_goes_on(context: PlanningContext) -> None:
+    document = read_document(find_recipe("default"), ["segments={}"])
+    now = context.decide({**document, "method": "supervised"}, None, None).recipe.model_dump(mode="json")
+    earlier = {**now, "methods": {name: one for name, one in now["methods"].items() if name != "committee"}}
+    again = context.decide(document, earlier, None).recipe
+    assert again.model_dump(mode="json") == earlier
+
+
+def test_only_a_budget_that_is_too_small_decides_against_a_committee(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: TimeEstimator, plan: TrainingPlan, number: int, cases: Any) -> float:
+        raise RecipeError("Registration needs SimpleITK.")
+
+    monkeypatch.setattr(TimeEstimator, "_step", fails)
+    dataset = write_phantoms(tmp_path / "data")
+    context = PlanningContext(dataset, make_split(dataset), tmp_path / "cache", "cpu")
+    with pytest.raises(RecipeError, match="SimpleITK"):
+        context.decide(read_document(find_recipe("default"), ["segments={}"]), None, 60.0)
+
+
 def test_a_run_that_is_gone_on_with_keeps_what_was_decided(context: PlanningContext) -> None:
     document = read_document(find_recipe("default"), ["method=supervised", "segments={}"])
     first = context.decide(document, None, None)

@@ -174,7 +174,7 @@ class Committee(LabelThenTrain):
         if member.updates is not None:
             document["updates"] = member.updates
         if member.student is not None:
-            document["student"] = member.student
+            document |= {"student": member.student, "init_from": None}  # the weights are those of the recipe's student
         return make_recipe(document, source=f"methods.committee.members, {member.method}")
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:

@@ -2,6 +2,8 @@
 
 const LEVELS = { all: 3, axial: 0, coronal: 1, sagittal: 2, render: 4 }; // NiiVue's slice types
 
+const UNDOABLE = 6; // strokes; NiiVue keeps 8 states of the drawing
+
 /** An error whose message is for the user. */
 function shownError(message) {
   return Object.assign(new Error(message), { shown: true });
@@ -56,24 +58,53 @@ export class LabelEditor {
     const rows = [[0, 0, 0, 0, 0, ""], ...labels.map((one) => [one.value, ...one.colour, 255, one.name])];
     const column = (k) => rows.map((row) => row[k]);
     niivue.setDrawColormap({ I: column(0), R: column(1), G: column(2), B: column(3), A: column(4), labels: column(5) });
-    niivue.onDrawingChanged = (action) => {
-      if (["draw", "undo"].includes(action)) this.changed = true;
-    };
-    host.addEventListener("pointerup", () => this.value !== null && (this.changed = true), true);
+    this.drawing = false; // the button of the pointer is down, and something is drawn
+    this.strokes = 0; // number of strokes that can be undone
+    host.addEventListener("pointerdown", () => this.begin(), true);
+    window.addEventListener("pointerup", this.ended = () => setTimeout(() => this.end(), 0)); // after NiiVue's listener
   }
 
-  /** Replaces the label by a label map in a NIfTI file. */
-  async load(file) {
-    const drawing = await this.library.NVImage.loadFromFile({ file: new File([file], "label.nii.gz"), name: "label.nii.gz" });
-    drawing.img = Uint8Array.from(drawing.img);
+  begin() {
+    if (this.value === null) return;
+    this.drawing = true;
+    this.changed = true;
+    this.before = this.niivue.currentDrawUndoBitmap;
+  }
+
+  end() {
+    if (!this.drawing) return;
+    this.drawing = false;
+    // NiiVue keeps no state of a stroke that ends outside the canvas.
+    if (this.niivue.currentDrawUndoBitmap === this.before) this.niivue.drawAddUndoBitmap();
+    this.strokes = Math.min(this.strokes + 1, UNDOABLE);
+  }
+
+  /** Replaces the label by a label map in a file. */
+  async load(file, name) {
+    let drawing;
+    try {
+      drawing = await this.library.NVImage.loadFromFile({ file: new File([file], name), name });
+    } catch {
+      throw shownError("The label of this scan cannot be read by the viewer; 3D Slicer can be used instead.");
+    }
+    const { scl_slope: slope, scl_inter: offset } = drawing.hdr;
+    const scale = slope && Number.isFinite(slope) ? slope : 1;
+    drawing.img = Uint8Array.from(drawing.img, (value) => Math.round(value * scale + (offset || 0)));
     if (!this.niivue.loadDrawing(drawing)) throw shownError("The label has another grid than the scan.");
+    this.strokes = 0;
     this.changed = false;
   }
 
-  /** The label as a compressed NIfTI file with the header of the scan. */
+  /** The label as a compressed NIfTI file with the header of the scan, which is 3D also if the scan has channels. */
   async file() {
     const scan = this.niivue.volumes[0];
-    return scan.saveToUint8Array("label.nii.gz", this.niivue.drawBitmap);
+    const dims = scan.hdr.dims;
+    scan.hdr.dims = [3, dims[1], dims[2], dims[3], 1, 1, 1, 1];
+    try {
+      return await scan.saveToUint8Array("label.nii.gz", this.niivue.drawBitmap);
+    } finally {
+      scan.hdr.dims = dims;
+    }
   }
 
   /** Draws with a value; 0 erases; with null, the pointer moves the crosshair. */
@@ -93,14 +124,19 @@ export class LabelEditor {
     this.niivue.opts.penSize = size;
   }
 
+  /** Takes back the last stroke; NiiVue's history is a ring, so no more is undone than was drawn. */
   undo() {
+    if (!this.strokes) return;
+    this.strokes -= 1;
     this.niivue.drawUndo();
+    this.changed = true;
   }
 
   clear() {
     this.niivue.drawBitmap.fill(0);
     this.niivue.drawAddUndoBitmap();
     this.niivue.refreshDrawing(true);
+    this.strokes = Math.min(this.strokes + 1, UNDOABLE);
     this.changed = true;
   }
 
@@ -113,6 +149,7 @@ export class LabelEditor {
   }
 
   close() {
+    window.removeEventListener("pointerup", this.ended);
     this.niivue.gl?.getExtension("WEBGL_lose_context")?.loseContext();
     this.host.remove();
   }

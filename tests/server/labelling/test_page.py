@@ -43,19 +43,29 @@ class Page:
         wait_for(self.browser, "#work")
         self.choose(image)
 
+    def idle(self) -> None:
+        """Wait until no action runs, during which nothing can be clicked."""
+        script = "return !document.getElementById('case').inert"
+        wait_until(lambda: self.browser.execute_script(script), describe=lambda: words(self.browser))
+
     def choose(self, image: str) -> None:
+        self.idle()
         self.browser.find_element("css selector", f"#scans option[value={image}]").click()
         wait_for(self.browser, f"#case[data-image={image}]")
+        self.idle()
 
     def click(self, name: str) -> None:
+        self.idle()
         self.browser.find_element("id", name).click()
 
     def press(self, group: str, text: str) -> None:
+        self.idle()
         found = self.browser.find_elements("css selector", f"#{group} button")
         next(one for one in found if text in one.text).click()
 
     def said(self, text: str) -> None:
         wait_until(lambda: text in self.browser.find_element("id", "said").text, describe=lambda: words(self.browser))
+        self.idle()
 
     def set(self, name: str, value: int) -> None:
         element = self.browser.find_element("id", name)
@@ -286,6 +296,83 @@ def test_with_keys_the_page_asks_for_one_and_the_owner_is_the_annotator(
         record = server.datastore.store.newest("RAS", "draft")
         assert record is not None and record.who == "anna"
         browser.execute_script("sessionStorage.clear()")
+
+
+def test_a_stroke_that_ends_outside_the_view_is_a_change_that_can_be_undone(page: Page) -> None:
+    page.open("RAS")
+    page.press("views", "Axial")
+    page.press("segments", "high")
+    page.click("save-draft")
+    page.said("(draft)")
+    before = page.saved("RAS", "draft")
+    height, width = page.viewer.size["height"], page.viewer.size["width"]
+    page.drag((height / 2, width / 2), (height / 2, width / 2 + 30), (height + 40, width / 2 + 30))
+    page.click("save-draft")
+    page.said("(draft)")
+    assert (page.saved("RAS", "draft") != before).any()
+    for _ in range(3):
+        page.click("undo")
+    page.click("save-draft")
+    page.said("(draft)")
+    np.testing.assert_array_equal(page.saved("RAS", "draft"), before, "no more is undone than was drawn")
+
+
+def test_an_action_keeps_others_from_beginning(page: Page) -> None:
+    page.open("RAS")
+    script = """
+        document.getElementById('draft').click();
+        const scans = document.getElementById('scans');
+        scans.value = 'PIR';
+        scans.dispatchEvent(new Event('change'));
+        return document.getElementById('case').inert;
+    """
+    assert page.browser.execute_script(script)
+    page.said("The draft by the model threshold is shown")
+    assert page.browser.find_element("id", "case").get_attribute("data-image") == "RAS"
+
+
+def test_a_label_that_cannot_be_read_is_not_taken_for_an_empty_one(page: Page) -> None:
+    array, affine = reorient(np.zeros(SHAPE, np.uint8), affine_of("SLA"), "SLA")
+    write_nifti(page.data.parent / "empty.nii.gz", np.ascontiguousarray(array), affine)
+    assert page.server.save("SLA", 0, content=(page.data.parent / "empty.nii.gz").read_bytes()).status_code == 200
+    record = page.server.datastore.store.newest("SLA", "final")
+    assert record is not None
+    file = page.server.datastore.store.file_of(record)
+    content = file.read_bytes()
+    file.write_bytes(b"damaged")
+    try:
+        page.browser.get(page.server.url)
+        wait_for(page.browser, "#work")
+        page.idle()
+        page.browser.find_element("css selector", "#scans option[value=SLA]").click()
+        (shown,) = wait_for(page.browser, "#error")
+        assert "cannot be read by the viewer" in shown.text
+        assert not page.browser.find_element("id", "save").is_displayed()
+    finally:
+        file.write_bytes(content)
+
+
+def test_the_label_of_a_scan_with_channels_has_three_dimensions(browser: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "imagesTr").mkdir(parents=True)
+    values = np.zeros((*SHAPE, 2), np.int16)
+    values[BLOCK] = 1000
+    write_nifti(data / "imagesTr" / "s.nii.gz", values, affine_of("RAS"))
+    document = {"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "1": "low"}}
+    entries = [{"image": "./imagesTr/s.nii.gz"}]
+    (data / "dataset.json").write_text(json.dumps({"name": "Channels", **document, "training": entries}))
+    (data / "split.json").write_text(json.dumps({"test": [], "train": ["s"], "labelled": []}))
+    with label_server(data) as server:
+        page = Page(server, browser, data)
+        page.open("s")
+        page.press("views", "Axial")
+        rows, columns = np.nonzero(page.block_pixels())
+        page.press("segments", "low")
+        page.drag((rows.mean(), columns.mean()), (rows.mean(), columns.mean() + 10))
+        page.click("save")
+        page.said("Saved as version 1")
+        drawn = page.saved("s") == 1
+        assert drawn.any() and not (drawn[: BLOCK[0].start]).any()
 
 
 def test_labels_are_described_with_values_and_colours(page: Page) -> None:
