@@ -151,7 +151,7 @@ class PlanningContext:
             UPDATES_KEY: RecipeDecision(UPDATES_KEY, updates, reason)
         }
         if METHOD_KEY in choice.keys:
-            words = f"{format_duration(budget)} are too short for a committee (docs/results/committee)"
+            words = f"{format_duration(budget)} are too short for a committee (docs/results/default)"
             decided = {METHOD_KEY: RecipeDecision(METHOD_KEY, choice.keys[METHOD_KEY], words)} | decided
         return PlannedRecipe(first.recipe.model_copy(update={UPDATES_KEY: updates}), tuple(decided.values()), scans)
 

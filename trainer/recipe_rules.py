@@ -216,7 +216,7 @@ def _method(chosen: _Choices) -> tuple[str, str]:
         return "supervised", "there are too few unlabelled scans to label by a committee"
     return COMMITTEE, (
         "two networks and the registered labelled scans label the other scans, from which one network learns; with "
-        "four labelled scans, this was better than supervised training (docs/results/committee)"
+        "four labelled scans, this was better than supervised training (docs/results/default)"
     )
 
 
