@@ -19,6 +19,9 @@ from tests.fork_server import run_semiseg
 from tests.trainer.factories import SEGFORMER_CONFIG, load_run_weights, make_tiny_recipe, weights_equal, write_phantoms
 from trainer.checkpoints import load_state, read_log
 
+# Six lives take a minute on an idle machine, and five beside other tests and trainings.
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 STEPS = 4 + 2 * 36  # 40 updates, of which a tenth on labels only
@@ -31,7 +34,7 @@ def train_arguments(dataset: Dataset, recipe: Path, run: Path) -> list[str]:
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python as a user's shell would, with one thread."""
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=280
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=840
     )
 
 
