@@ -47,7 +47,7 @@ def test_example_applies_and_its_tests_pass(name: str, tmp_path: Path) -> None:
     )
     assert linted.returncode == 0, linted.stdout.decode()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PROOFS[name], "-k", NAMES.get(name, "")]
-    tested = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=250)
+    tested = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=540)
     assert tested.returncode == 0, tested.stdout[-3000:] + tested.stderr[-1000:]
     assert str(tree) in _where(tree, environment), "the tests ran on another tree"
 

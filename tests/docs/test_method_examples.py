@@ -48,7 +48,7 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def run_script(name: str, *options: str | Path) -> str:
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -101,7 +101,7 @@ def test_notebook_runs_from_the_first_cell_to_the_last(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=540,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| liver" in done.stdout and "ml" in done.stdout

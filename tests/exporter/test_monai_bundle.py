@@ -38,7 +38,7 @@ def run_monai(bundle: Path, scans: Path, masks: Path) -> str:
     """As its README says."""
     command = [sys.executable, "-m", "monai.bundle", "run", "--meta_file", "configs/metadata.json"]
     command += ["--config_file", "configs/inference.json", "--dataset_dir", str(scans), "--output_dir", str(masks)]
-    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, check=False, timeout=540)
     assert done.returncode == 0, done.stderr[-9000:]
     return done.stdout + done.stderr
 

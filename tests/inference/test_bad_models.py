@@ -110,7 +110,7 @@ except EngineError as error:
 print(segmenter.segment(small).array.shape)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(bundle.folder)], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", code, str(bundle.folder)], capture_output=True, text=True, check=True, timeout=540
     )
     sentence, shape = done.stdout.splitlines()
     assert sentence.startswith(

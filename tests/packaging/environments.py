@@ -85,7 +85,7 @@ def pip(*arguments: str | Path, python: Path | str = sys.executable) -> subproce
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
     if "install" in arguments:
         command.append("--no-compile")
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, timeout=540)
 
 
 LICENCES = """

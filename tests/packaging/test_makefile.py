@@ -51,7 +51,7 @@ def _run(folder: Path, *command: str | Path, **variables: str) -> subprocess.Com
         env=environment | variables,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=540,
     )
 
 

@@ -36,7 +36,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         env=environment(folder),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=540,
     )
     assert run.returncode == 0, run.stderr
     assert (folder / "kidney.bento").stat().st_size > 10_000

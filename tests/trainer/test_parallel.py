@@ -80,7 +80,7 @@ def launcher(count: int) -> list[str]:
 
 def launch(*command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=290, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
 
 
 @pytest.fixture(scope="module")
