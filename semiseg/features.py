@@ -53,7 +53,7 @@ FEATURES = (
     Feature("Write DICOM SEG and SR", "serve", ("highdicom",)),
     Feature("Serve over HTTP", "serve", ("bentoml", "httpx", "python_multipart")),
     Feature(
-        "Label in the browser or over MONAI Label's interface",
+        "Label (browser, MONAI Label)",
         "serve",
         ("nibabel", "starlette", "uvicorn", "python_multipart"),
     ),

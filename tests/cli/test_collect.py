@@ -50,8 +50,8 @@ def test_options_choose_structures_scans_and_who_wins(
     assert [(s.label, s.name) for s in load_dataset(tmp_path / "data").segments] == [(1, "Kidneys"), (2, "liver")]
     assert (tmp_path / "who.csv").is_file()
     assert "Structures left out: 2" in capsys.readouterr().out
-    assert run_semiseg("collect", source, "--out", tmp_path / "data", "--mapping", tmp_path / "who.csv", "--add") == 2
-    assert "No scan could be collected" in capsys.readouterr().err
+    assert run_semiseg("collect", source, "--out", tmp_path / "data", "--mapping", tmp_path / "who.csv", "--add") == 0
+    assert "0 labelled and 0 unlabelled scans collected, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,8 @@ def test_every_form_of_answer_that_is_described_can_be_had(server, document, ser
     media = set()
     for kind in form["output_format"]["anyOf"][0]["enum"]:
         answer = server.segment(*series, fields={"output_format": kind})
+        if answer.status_code == 504:  # this server's limit is 4 s, and the machine is busy
+            answer = server.segment(*series, fields={"output_format": kind})
         assert answer.status_code == 200, answer.text
         media.add(answer.headers["content-type"].split(";")[0])
         assert set(operation["responses"]["200"]["headers"]) <= {_title(name) for name in answer.headers}
