@@ -29,6 +29,7 @@ LONGEST = (
     "server/test_jobs.py",
     "trainer/test_parallel.py",
     "server/test_page.py",
+    "server/labelling/test_page.py",
     "server/labelling/test_training.py",
     "gateway/test_worklist_faults.py",
     "trainer/test_every_method.py",
