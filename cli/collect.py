@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -115,28 +116,15 @@ def command(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Looking at files", total=None)
+
+        def show(what: str, done: int, of: int | None) -> None:
+            bar.update(task, description=what, completed=done, total=of)
+
         failures: tuple[str, ...] = ()
         if archive is not None:
-            from server.gateway.series_download import ArchiveQuery, download_series
-
-            day = None if since is None else since.date()
-            query = ArchiveQuery(archive.rstrip("/"), options.modalities, options.descriptions, day, token)
             check_destination(source, out, mapping=mapping, add=add)
-            downloaded = download_series(
-                query, source, lambda what, done, of: bar.update(task, description=what, completed=done, total=of)
-            )
-            failures = downloaded.failures
-            for sentence in failures:
-                bar.console.print(sentence, style="red", markup=False, soft_wrap=True)
-            bar.console.print(f"{downloaded.new} series downloaded into {source}, {downloaded.there} were there.")
-        collected = collect(
-            source,
-            out,
-            options,
-            mapping=mapping,
-            add=add,
-            progress=lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
-        )
+            failures = _download(archive, options, since, token, source, show, bar.console)
+        collected = collect(source, out, options, mapping=mapping, add=add, progress=show)
     _show(collected, out, Console())
     if failures:
         raise SemisegError(
@@ -147,6 +135,27 @@ def command(
     refused = sum(found.get(f"refused {what}", 0) for what in ("label", "structure"))
     if refused and not any(found.get(f"{status} scan", 0) for status in ("labelled", "already there")):
         raise SemisegError(f"Labels were found, and none could be used: {refused} were refused, for the reasons above.")
+
+
+def _download(
+    archive: str,
+    options: CollectOptions,
+    since: datetime | None,
+    token: Path | None,
+    source: Path,
+    show: Callable[[str, int, int | None], None],
+    console: Console,
+) -> tuple[str, ...]:
+    """Download the selected series of an archive into the source folder; a sentence for each that could not be."""
+    from server.gateway.series_download import ArchiveQuery, download_series
+
+    day = None if since is None else since.date()
+    query = ArchiveQuery(archive.rstrip("/"), options.modalities, options.descriptions, day, token)
+    downloaded = download_series(query, source, show)
+    for sentence in downloaded.failures:
+        console.print(sentence, style="red", markup=False, soft_wrap=True)
+    console.print(f"{downloaded.new} series downloaded into {source}, {downloaded.there} were there.")
+    return downloaded.failures
 
 
 def _channels(text: str) -> dict[str, str]:

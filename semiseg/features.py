@@ -52,11 +52,7 @@ FEATURES = (
     ),
     Feature("Write DICOM SEG and SR", "serve", ("highdicom",)),
     Feature("Serve over HTTP", "serve", ("bentoml", "httpx", "python_multipart")),
-    Feature(
-        "Label (browser, MONAI Label)",
-        "serve",
-        ("nibabel", "starlette", "uvicorn", "python_multipart"),
-    ),
+    Feature("Label (browser, MONAI Label)", "serve", ("nibabel", "starlette", "uvicorn", "python_multipart")),
     Feature(
         "Train, compare, suggest",
         "train",

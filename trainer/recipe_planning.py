@@ -10,18 +10,16 @@ from typing import Any
 from semiseg.dataset import Dataset, Split
 from trainer.errors import BudgetTooSmallError, RecipeError
 from trainer.plan import ProgressCallback, TrainingPlan, make_plan
-from trainer.planning_facts import MachineFacts, collect_dataset_facts
+from trainer.planning_facts import DatasetFacts, MachineFacts, collect_dataset_facts
 from trainer.recipe import Recipe
 from trainer.recipe_files import make_recipe
+from trainer.recipe_keys import read_key, remove_key, write_key
 from trainer.recipe_rules import (
     AUTO,
     COMMITTEE,
     RecipeDecision,
     decide_open_keys,
     open_keys,
-    read_key,
-    remove_key,
-    write_key,
 )
 from trainer.scan_facts import ScanFacts, collect_scan_facts
 from trainer.time_estimate import TimeEstimate, TimeEstimator, format_duration
@@ -117,23 +115,22 @@ class PlanningContext:
                 else:
                     write_key(taken, key, value)
             return PlannedRecipe(make_recipe(taken))
-        scans = self._scans(document)
-        machine = MachineFacts.detect(self.device)
+        facts, machine = self._facts(document), MachineFacts.detect(self.device)
         if budget is None:
-            return self._decided(document, scans, machine)
-        return self._within(budget, document, scans, machine)
+            return self._decided(document, facts, machine)
+        return self._within(budget, document, facts, machine)
 
     def _within(
-        self, budget: float, document: Mapping[str, Any], scans: ScanFacts, machine: MachineFacts
+        self, budget: float, document: Mapping[str, Any], facts: DatasetFacts, machine: MachineFacts
     ) -> PlannedRecipe:
         """Decide everything, with as many updates as the budget allows.
 
         What takes the most time is tried first: a committee is trained if :data:`MIN_COMMITTEE_UPDATES` of its student
         fit into the budget, and on a processor the larger network is used if :data:`SUFFICIENT_UPDATES` do.
         """
-        updates = 0
-        for choice in self._choices(document, scans, machine):
-            first = self._decided({**document, **choice.keys}, scans, machine)
+        scans = facts.scans
+        for choice in self._choices(document, facts, machine):
+            first = self._decided({**document, **choice.keys}, facts, machine)
 
             def plan_of(updates: int, recipe: Recipe = first.recipe) -> TrainingPlan:
                 return self.plan(recipe.model_copy(update={UPDATES_KEY: updates}), scans)
@@ -155,10 +152,12 @@ class PlanningContext:
             decided = {METHOD_KEY: RecipeDecision(METHOD_KEY, choice.keys[METHOD_KEY], words)} | decided
         return PlannedRecipe(first.recipe.model_copy(update={UPDATES_KEY: updates}), tuple(decided.values()), scans)
 
-    def _choices(self, document: Mapping[str, Any], scans: ScanFacts, machine: MachineFacts) -> Iterator[BudgetChoice]:
+    def _choices(
+        self, document: Mapping[str, Any], facts: DatasetFacts, machine: MachineFacts
+    ) -> Iterator[BudgetChoice]:
         """Return what a budget decides between, the longest training first; the last choice needs no minimum."""
         several_sizes = machine.gpu is None and document.get("student") == AUTO
-        by_itself = self._decided(document, scans, machine).recipe.method
+        by_itself = self._decided(document, facts, machine).recipe.method
         methods: list[tuple[dict[str, Any], int | None]] = [({}, None)]
         if document.get(METHOD_KEY) == AUTO and by_itself == COMMITTEE:
             methods = [({}, MIN_COMMITTEE_UPDATES), ({METHOD_KEY: "supervised"}, None)]
@@ -167,11 +166,13 @@ class PlanningContext:
                 yield BudgetChoice({**keys, "student": "small"}, SUFFICIENT_UPDATES)
             yield BudgetChoice(keys, least)
 
-    def _decided(self, document: Mapping[str, Any], scans: ScanFacts, machine: MachineFacts) -> PlannedRecipe:
-        told = {name: (rule or {}).get("modality") for name, rule in (document.get("series") or {}).items()}
-        facts = collect_dataset_facts(self.dataset, self.split, _orientation(document), told, scans)
+    def _decided(self, document: Mapping[str, Any], facts: DatasetFacts, machine: MachineFacts) -> PlannedRecipe:
         done, decisions = decide_open_keys(document, facts, machine)
-        return PlannedRecipe(make_recipe(done), tuple(decisions), scans)
+        return PlannedRecipe(make_recipe(done), tuple(decisions), facts.scans)
+
+    def _facts(self, document: Mapping[str, Any]) -> DatasetFacts:
+        told = {name: (rule or {}).get("modality") for name, rule in (document.get("series") or {}).items()}
+        return collect_dataset_facts(self.dataset, self.split, _orientation(document), told, self._scans(document))
 
     def _scans(self, document: Mapping[str, Any]) -> ScanFacts:
         unlabelled = (*self.split.unlabelled, *(self.split.test if document.get("transductive") else ()))

@@ -18,6 +18,7 @@ from typing import Any
 from semiseg.system.durable_files import replace_file
 from trainer.errors import RecipeError
 from trainer.planning_facts import DatasetFacts, MachineFacts
+from trainer.recipe_keys import copy_document, read_key, remove_key, write_key
 
 AUTO = "auto"
 COMMITTEE = "committee"
@@ -110,7 +111,7 @@ def decide_open_keys(
         facts: Facts about the training scans.
         machine: Facts about the machine that trains.
     """
-    chosen = _Choices(_copied(document), facts, machine)
+    chosen = _Choices(copy_document(document), facts, machine)
     decisions = []
     for key in open_keys(document):
         if key == MEMBERS_KEY and chosen.document.get("method") != COMMITTEE:
@@ -371,41 +372,3 @@ def _is_open(key: str, value: Any) -> bool:
             )
         return True
     return bool(value == AUTO)
-
-
-def read_key(document: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a key such as ``preparation.spacing``; None if it does not exist."""
-    place: Any = document
-    for part in key.split("."):
-        place = place.get(part) if isinstance(place, Mapping) else None
-    return place
-
-
-def write_key(document: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value of a key such as ``preparation.spacing``, creating its sections if necessary."""
-    *sections, last = key.split(".")
-    place = document
-    for part in sections:
-        inner = place.get(part)
-        place[part] = dict(inner) if isinstance(inner, Mapping) else {}
-        place = place[part]
-    place[last] = value
-
-
-def remove_key(document: dict[str, Any], key: str) -> None:
-    """Remove a key such as ``preparation.spacing`` if it exists, and sections that it leaves empty."""
-    section, _, last = key.rpartition(".")
-    if not section:
-        document.pop(last, None)
-        return
-    place = read_key(document, section)
-    if isinstance(place, Mapping) and last in place:
-        rest = {name: value for name, value in place.items() if name != last}
-        if rest:
-            write_key(document, section, rest)
-        else:
-            remove_key(document, section)
-
-
-def _copied(document: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in document.items()}

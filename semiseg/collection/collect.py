@@ -104,9 +104,8 @@ def collect(
     report = path.with_name(f"{out.name}-report")
     with _working_folder(out) as work:
         written = _write_scans(plan, work, names, existing, entries, tell)
-        known = sum(_there(scan, names, existing) is not None for scan in plan.scans)
-        if not written and known:
-            return CollectionResult(out, path, known, write_report(entries, report), tuple(entries))
+        if not written and any(entry.status == "already there" for entry in entries):
+            return CollectionResult(out, path, 0, write_report(entries, report), tuple(entries))
         if not written:
             files = write_report(entries, report)
             raise InputError(f"No scan could be collected; {files[0]} says why.")

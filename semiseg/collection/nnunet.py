@@ -22,8 +22,8 @@ from semiseg.collection.pseudonyms import SourceRecord
 from semiseg.collection.report import ReportEntry
 from semiseg.collection.scans import LoadedScan
 from semiseg.collection.source_index import relative_posix_path
-from semiseg.collection.structures import IGNORE_NAME
 from semiseg.dataset.dataset_json import (
+    IGNORE_NAME,
     parse_channels,
     parse_file_ending,
     parse_ignore_label,

@@ -138,8 +138,8 @@ class SeriesScan(_LabelledScan):
         label, entries = read_label(self.labels, grid, frame, self.structures, self.chosen, self.shown)
         if label is None:
             return None, entries
-        ignored = self.structures.ignore if self.structures.partial is not None else None
-        return series.labels(label, ignored or 0), entries
+        ignored = self.structures.ignore
+        return series.labels(label, ignored if ignored is not None and (label == ignored).any() else 0), entries
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from semiseg.dataset.dataset_json import IGNORE_NAME
 from semiseg.errors import DatasetError, InputError, VolumeError
 from semiseg.volumes.segmentation import Segment
 
 Overlap = Literal["refuse", "later", "earlier", "regions"]
-IGNORE_NAME = "ignore"  # nnU-Net's name of the label value of unannotated voxels
 DEFAULT_IGNORE_VALUE = 255
 
 
@@ -106,15 +106,14 @@ class Structures:
 
     def labels_entry(self) -> dict[str, Any]:
         """Return ``labels`` of dataset.json: {"1": name}, or {name: [values]} if voxels may belong to several."""
-        ignored = {} if self.ignore is None else {IGNORE_NAME: self.ignore}
         if all(len(parts) == 1 for parts in self.codes.values()):
-            names = {0: "background", **self._kept(), **{value: name for name, value in ignored.items()}}
+            names = {0: "background", **self._kept(), **({} if self.ignore is None else {self.ignore: IGNORE_NAME})}
             return {str(value): name for value, name in names.items()}
         regions = {
             name: sorted(code for code, parts in self.codes.items() if value in parts)
             for value, name in self._kept().items()
         }
-        return {"background": 0, **regions, **ignored}
+        return {"background": 0, **regions, **({} if self.ignore is None else {IGNORE_NAME: self.ignore})}
 
     def require_ignore_value(self) -> int:
         """Return the label value for voxels that were not outlined.

@@ -14,6 +14,9 @@ from semiseg.errors import DatasetError
 from semiseg.volumes.formats.registry import reader_for_name, suffixes
 from semiseg.volumes.segmentation import Segment
 
+IGNORE_NAME = "ignore"
+"""nnU-Net's name of the label value of unannotated voxels."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that contains an object, such as ``dataset.json`` and ``split.json``.
@@ -167,7 +170,7 @@ def parse_ignore_label(document: dict[str, Any], path: Path) -> int | None:
 
 
 def _is_ignore(name: str) -> bool:
-    return name.strip().lower() == "ignore"
+    return name.strip().lower() == IGNORE_NAME
 
 
 def check_distinct(segments: tuple[Segment, ...], where: Path) -> None:

@@ -19,13 +19,14 @@ from server.keys import ApiKeys, key_from_headers
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+PAGE_FILE = re.compile(r"/page/[A-Za-z0-9_.-]+")  # files of the page, which hold no data of a user
 # Names of routes for logs and metric labels, so that arbitrary request paths never reach them.
 ROUTE_NAMES = (
     (re.compile(r"/(segment|jobs|models|docs\.json|metrics|livez|readyz|healthz)?"), None),
     (re.compile(r"/jobs/[^/]+"), "/jobs/{id}"),
     (re.compile(r"/jobs/[^/]+/result"), "/jobs/{id}/result"),
     (re.compile(r"/jobs/[^/]+/events"), "/jobs/{id}/events"),
-    (re.compile(r"/page/[A-Za-z0-9_.-]+"), "/page"),
+    (PAGE_FILE, "/page"),
 )
 PROBES = ("/livez", "/readyz", "/healthz")  # allowed under every host name, since orchestrators use various ones
 PUBLIC_ROUTES = ("/", "/page", *PROBES)  # need no key, since they return no user's data
@@ -76,9 +77,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if route == "/page":  # the viewer is large and public: browsers may cache and revalidate it
-                    message["headers"].append((b"cache-control", b"no-cache"))
-                add_security_headers(message)
+                add_security_headers(message, cacheable=route == "/page")
             await send(message)
 
         try:
@@ -132,8 +131,15 @@ def authenticate(keys: ApiKeys, scope: Scope, hint: str = "") -> str:
     return owner
 
 
-def add_security_headers(message: Message) -> None:
-    """Add :data:`SECURITY_HEADERS` to the start of a response; headers that it has already are kept."""
+def add_security_headers(message: Message, *, cacheable: bool = False) -> None:
+    """Add :data:`SECURITY_HEADERS` to the start of a response; headers that it has already are kept.
+
+    Args:
+        message: Start of the response.
+        cacheable: True for files of the page: the viewer is large and public, so browsers may cache and revalidate it.
+    """
+    if cacheable:
+        message["headers"].append((b"cache-control", b"no-cache"))
     there = {name.lower() for name, _ in message["headers"]}
     more = ((name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items())
     message["headers"] = [*message["headers"], *(one for one in more if one[0] not in there)]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semiseg.dataset.dataset_json import IGNORE_NAME
 from semiseg.dataset.folder import Dataset
 from semiseg.errors import InputError
 from semiseg.volumes.segmentation import Segment, are_overlapping, painted_values
 
-IGNORE = "ignore"
 IGNORE_COLOUR = (128, 128, 128)
 
 
@@ -55,10 +55,10 @@ class LabelNames:
         painted = painted_values(named) if regions else [segment.label for segment in named]
         table = {segment.name: value for segment, value in zip(named, painted, strict=True)}
         if dataset.ignore is not None:
-            table[IGNORE] = dataset.ignore
+            table[IGNORE_NAME] = dataset.ignore
         inside = {value for segment in named for value in segment.reference_values}
         ordered = dict(sorted(table.items(), key=lambda item: item[1]))
-        colours = {segment.name: segment.colour for segment in named} | {IGNORE: IGNORE_COLOUR}
+        colours = {segment.name: segment.colour for segment in named} | {IGNORE_NAME: IGNORE_COLOUR}
         return cls(ordered, frozenset({0, *table.values(), *inside}), tuple(table), regions, colours)
 
     def describe(self) -> list[dict[str, Any]]:

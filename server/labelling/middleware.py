@@ -35,7 +35,6 @@ KNOWN_PATHS = (
 PROBES = ("/livez", "/readyz")
 PUBLIC_PATHS = ("/", "/auth/", "/auth/token", *PROBES)
 """Paths that need no key, so that a client can find out that it needs one."""
-_PAGE_FILE = re.compile(r"/page/[A-Za-z0-9_.-]+")  # files of the page, which hold no data of a user
 MAX_LINES = 1000
 
 
@@ -57,15 +56,13 @@ class LabellingMiddleware:
         self._proxies.apply(scope)
         scope["semiseg.direct"] = scope.get("client") == peer
         path = scope["path"]
-        page = bool(_PAGE_FILE.fullmatch(path))
+        page = bool(http_middleware.PAGE_FILE.fullmatch(path))
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if page:  # the viewer is large: browsers may cache and revalidate it
-                    message["headers"].append((b"cache-control", b"no-cache"))
-                http_middleware.add_security_headers(message)
+                http_middleware.add_security_headers(message, cacheable=page)
             await send(message)
 
         try:

@@ -25,6 +25,7 @@ from semiseg.volumes.volume import Volume
 from server.gateway.job_payloads import SegmentPayload
 from tests.bundles import expected_mask, scan_array
 from tests.fork_server import run_semiseg
+from tests.gateway.dicomweb_peer import BOUNDARY, multipart_body
 from tests.polling import wait_until
 from tests.processes import START_SECONDS, RunningProcess
 
@@ -122,13 +123,9 @@ class RunningGateway(RunningProcess):
         What arrived before it and waited for as long is complete by then, too, unless something else holds it back.
         """
         write_study(folder, "witness", shape=(20, 18, 4))
-        parts = b"".join(
-            b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + file.read_bytes() + b"\r\n"
-            for file in sorted(folder.iterdir())
-        )
-        headers = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=cut'}
-        url = f"{self.web}/dicom-web/studies"
-        answer = httpx.post(url, content=parts + b"--cut--\r\n", headers=headers, trust_env=False)
+        content = multipart_body([file.read_bytes() for file in sorted(folder.iterdir())])
+        headers = {"Content-Type": f'multipart/related; type="application/dicom"; boundary={BOUNDARY.decode()}'}
+        answer = httpx.post(f"{self.web}/dicom-web/studies", content=content, headers=headers, trust_env=False)
         assert answer.status_code == 200, answer.text
         wait_until(
             lambda: 4 in [line["instances"] for line in self.audit("complete")], describe=lambda: self.output[-3000:]

@@ -1,7 +1,7 @@
 // Shows a scan with its mask: with NiiVue if it is installed and the browser has WebGL 2, otherwise as images that the
 // server has rendered.
 
-const LEVELS = { all: 3, axial: 0, coronal: 1, sagittal: 2, render: 4 }; // NiiVue's slice types
+import { closeCanvas, hasWebGL2, LEVELS, openCanvas, openVolume } from "./canvas.js";
 
 /** Creates a viewer in a new element, `viewer.host`; `case_` is a Map of the files of the viewer bundle. */
 export async function makeViewer(parent, case_, report, segments) {
@@ -19,34 +19,13 @@ export async function makeViewer(parent, case_, report, segments) {
 
 class Volumes {
   static async open(host, case_, report, segments) {
-    if (!document.createElement("canvas").getContext("webgl2")) throw new Error("this browser has no WebGL 2");
-    const { Niivue, NVImage } = await import("./niivue.js");
-    const canvas = document.createElement("canvas");
-    canvas.tabIndex = 0;
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute(
-      "aria-label",
-      `Axial, coronal and sagittal slices and a 3D view. ${report.segments.map((s) => `${s.name} ${s.ml.toFixed(1)} ml`).join(", ")}.`,
-    );
-    host.append(canvas);
-    const niivue = new Niivue({
-      backColor: [0, 0, 0, 1],
-      clipPlaneHotKey: "", // app.js handles the keyboard
-      cycleClipPlaneHotKey: "",
-      viewModeHotKey: "",
-      crosshairColor: [0.5, 0.7, 1, 0.6],
-      crosshairWidth: 0.3,
-      dragAndDropEnabled: false,
-      isColorbar: false,
-      isRadiologicalConvention: true,
-      loadingText: "",
-      multiplanarShowRender: 1,
-      show3Dcrosshair: true,
-    });
-    await niivue.attachToCanvas(canvas);
+    if (!hasWebGL2()) throw new Error("this browser has no WebGL 2");
+    const library = await import("./niivue.js");
+    const volumes = report.segments.map((s) => `${s.name} ${s.ml.toFixed(1)} ml`).join(", ");
+    const description = `Axial, coronal and sagittal slices and a 3D view. ${volumes}.`;
+    const niivue = await openCanvas(host, library, description);
     const viewer = new Volumes(host, niivue, segments);
-    const image = (name, options) =>
-      NVImage.loadFromFile({ file: new File([case_.get(name)], name), name, ...options });
+    const image = (name, options) => openVolume(library, case_.get(name), name, options);
     niivue.addVolume(await image("scan.nii.gz", { colormap: "gray" }));
     const regions = segments.some((segment) => segment.values.length > 0);
     const masks = regions ? segments.map((segment) => [segment]) : [segments];
@@ -109,7 +88,7 @@ class Volumes {
   }
 
   close() {
-    this.niivue.gl?.getExtension("WEBGL_lose_context")?.loseContext();
+    closeCanvas(this.niivue);
     this.host.remove();
   }
 }

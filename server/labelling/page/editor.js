@@ -1,6 +1,6 @@
 // A scan with a label map that can be drawn on, by NiiVue. Values of the label map are those of the dataset.
 
-const LEVELS = { all: 3, axial: 0, coronal: 1, sagittal: 2, render: 4 }; // NiiVue's slice types
+import { closeCanvas, hasWebGL2, LEVELS, openCanvas, openVolume } from "./canvas.js";
 
 const UNDOABLE = 6; // strokes; NiiVue keeps 8 states of the drawing
 
@@ -12,7 +12,7 @@ function shownError(message) {
 export class LabelEditor {
   /** Opens a scan; `labels` are the segments, and `onPlace` is called with the position of the crosshair as a text. */
   static async open(parent, file, name, labels, onPlace) {
-    if (!document.createElement("canvas").getContext("webgl2")) {
+    if (!hasWebGL2()) {
       throw shownError("Drawing needs a browser with WebGL 2. 3D Slicer with the extension MONAI Label can be used instead.");
     }
     let library;
@@ -23,28 +23,10 @@ export class LabelEditor {
     }
     const host = document.createElement("div");
     host.className = "view";
-    const canvas = document.createElement("canvas");
-    canvas.tabIndex = 0;
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", "Axial, coronal and sagittal slices of the scan with the label, and a 3D view");
-    host.append(canvas);
     parent.replaceChildren(host);
-    const niivue = new library.Niivue({
-      backColor: [0, 0, 0, 1],
-      clipPlaneHotKey: "", // label.js handles the keyboard
-      cycleClipPlaneHotKey: "",
-      viewModeHotKey: "",
-      crosshairColor: [0.5, 0.7, 1, 0.6],
-      crosshairWidth: 0.3,
-      dragAndDropEnabled: false,
-      isColorbar: false,
-      isRadiologicalConvention: true,
-      loadingText: "",
-      multiplanarShowRender: 1,
-      show3Dcrosshair: true,
-    });
-    await niivue.attachToCanvas(canvas);
-    const image = await library.NVImage.loadFromFile({ file: new File([file], name), name, colormap: "gray" });
+    const description = "Axial, coronal and sagittal slices of the scan with the label, and a 3D view";
+    const niivue = await openCanvas(host, library, description);
+    const image = await openVolume(library, file, name, { colormap: "gray" });
     niivue.addVolume(image);
     niivue.setSliceType(LEVELS.all);
     const editor = new LabelEditor(host, niivue, library, labels);
@@ -53,7 +35,7 @@ export class LabelEditor {
   }
 
   constructor(host, niivue, library, labels) {
-    Object.assign(this, { host, niivue, library, value: null, filled: false, changed: false });
+    Object.assign(this, { host, niivue, library, value: null, changed: false });
     niivue.createEmptyDrawing();
     const rows = [[0, 0, 0, 0, 0, ""], ...labels.map((one) => [one.value, ...one.colour, 255, one.name])];
     const column = (k) => rows.map((row) => row[k]);
@@ -83,7 +65,7 @@ export class LabelEditor {
   async load(file, name) {
     let drawing;
     try {
-      drawing = await this.library.NVImage.loadFromFile({ file: new File([file], name), name });
+      drawing = await openVolume(this.library, file, name);
     } catch {
       throw shownError("The label of this scan cannot be read by the viewer; 3D Slicer can be used instead.");
     }
@@ -110,7 +92,6 @@ export class LabelEditor {
   /** Draws with a value; 0 erases; with null, the pointer moves the crosshair. */
   pen(value, filled) {
     this.value = value;
-    this.filled = filled;
     this.niivue.setDrawingEnabled(value !== null);
     if (value !== null) this.niivue.setPenValue(value, filled && value > 0);
   }
@@ -150,7 +131,7 @@ export class LabelEditor {
 
   close() {
     window.removeEventListener("pointerup", this.ended);
-    this.niivue.gl?.getExtension("WEBGL_lose_context")?.loseContext();
+    closeCanvas(this.niivue);
     this.host.remove();
   }
 }
